@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import models
+from alignkit.catalogue import default_catalogue
 from alignkit.components import Task
 from alignkit.errors import Mistake, UsageError
 from alignkit.models.inspection import read_config
@@ -19,7 +20,7 @@ HEADS = {
     "ForCausalLM": "chat",
     "LMHeadModel": "chat",
 }
-"""How the class that wrote a checkpoint ends -> the task that its head is for."""
+"""How the class that wrote a checkpoint ends -> the task that its head is for, where several tasks share the head."""
 
 
 @dataclass
@@ -94,8 +95,6 @@ def find_task(name: str) -> Task:
     Raises:
         UsageError: there is no such task.
     """
-    from alignkit.catalogue import default_catalogue
-
     catalogue = default_catalogue()
     cls: Any = catalogue.load_class(catalogue.find("task", name))
     task: Task = cls()
@@ -112,4 +111,10 @@ def _task_of_run(recipe_file: Path) -> Task:
 def _task_of(source: Path) -> Task | None:
     """The task that a model's head is for, by the class that its config names."""
     architecture = next(iter(read_config(source).get("architectures") or []), "")
-    return next((find_task(task) for suffix, task in HEADS.items() if architecture.endswith(suffix)), None)
+    shared = next((task for suffix, task in HEADS.items() if architecture.endswith(suffix)), None)
+    if shared is not None:
+        return find_task(shared)
+    tasks = [find_task(name) for name in default_catalogue().entries()["task"]]
+    suffixes = [(task, task.auto_class.removeprefix("AutoModel")) for task in tasks]
+    own = [task for task, suffix in suffixes if suffix and architecture.endswith(suffix)]
+    return own[0] if len(own) == 1 else None

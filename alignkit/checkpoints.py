@@ -73,6 +73,16 @@ def newest(output: str | Path) -> Path | None:
     return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
+def relocate(folder: Path) -> None:
+    """Where a run's folder was moved, its checkpoints still name the best one by its old path: mend that."""
+    file = folder / "trainer_state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    here = folder.parent / Path(best).name if best else folder
+    if best and not Path(best).is_dir() and here.is_dir():
+        write_json(file, {**state, "best_model_checkpoint": str(here)})
+
+
 def has_ended(folder: Path) -> bool:
     """The training was over when this checkpoint was written: all steps done, or stopped early."""
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))

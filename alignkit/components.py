@@ -21,6 +21,7 @@ from alignkit.errors import Mistake, PluginError, UsageError
 from alignkit.hookspecs import HOOK_POINTS, hookimpl
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from alignkit.data import Example
@@ -344,15 +345,17 @@ class Objective(Component, abstract=True):
 class Task(Component, abstract=True):
     """What a model is for: the data's format, its encoding, the head, the metrics, the answers.
 
-    The host calls, in this order: `parse` for every row of every file, `prepare` once, `head` before the model is
-    loaded, `encode` for every example, `collate` for every batch; and for evaluation `decode`, `statistics`,
-    `metrics`.
+    The host calls, in this order: `parse` for every row of every file, `prepare` once, `take_model` and `head` before
+    the model is loaded, `encode` for every example, `collate` for every batch; and for evaluation `infer` (by default
+    `decode`), `join` where a long text has several windows, `statistics`, `metrics`.
     """
 
     kind: ClassVar[str] = "task"
     must_override: ClassVar[tuple[str, ...]] = ("parse", "encode", "collate", "decode", "statistics", "metrics")
     auto_class: ClassVar[str] = "AutoModel"
     """The transformers class that loads the model: `AutoModelForTokenClassification` …"""
+    auto_classes: ClassVar[tuple[str, ...]] = ()
+    """All that `take_model` may choose for `auto_class`; empty: `auto_class` alone."""
     peft_type: ClassVar[str] = ""
     """peft's name for the kind of head: `TOKEN_CLS`, `SEQ_CLS`, `CAUSAL_LM`, `SEQ_2_SEQ_LM`, `QUESTION_ANS`."""
     has_head: ClassVar[bool] = True
@@ -364,6 +367,13 @@ class Task(Component, abstract=True):
     metric: ClassVar[str] = ""
     """The metric that ranks models."""
     greater_is_better: ClassVar[bool] = True
+    windowed: ClassVar[bool] = False
+    """`encode` may give several windows of one example, whose predictions `join` makes one of."""
+    hub_task: ClassVar[str] = ""
+    """The hub's name for the task, in the model card; by default what `auto_class` is used for."""
+    samples: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Six rows or more as its files hold them, short, in lower-case English, each label among them: shown by
+    `alignkit plugins NAME`, and what the conformance cases train tiny models on."""
 
     def parse(self, fields: dict[str, Any], where: str) -> Example:
         """Validate one row. Raises UsageError that says where, what was found, what was expected."""
@@ -379,9 +389,35 @@ class Task(Component, abstract=True):
     def adopt(self, config: Any) -> None:
         """Take the label set from a trained model's config, where there is no training split to take it from."""
 
-    def encode(self, example: Example, tokenizer: Any) -> dict[str, Any] | None:
-        """One example as the model's inputs and labels, unpadded; None where nothing of it would be learnt."""
+    def take_model(self, config: Mapping[str, Any]) -> None:
+        """Look at the model's config before it is loaded: `auto_class` and its kin may depend on it.
+
+        Raises:
+            UsageError: the task cannot use such a model.
+        """
+
+    def encode(self, example: Example, tokenizer: Any) -> dict[str, Any] | list[dict[str, Any]] | None:
+        """One example as the model's inputs and labels, unpadded; None where nothing of it would be learnt.
+
+        A `windowed` task may give several; all have the same keys. A key in `columns` is kept out of `collate`.
+        """
         raise NotImplementedError
+
+    def pack(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Encoded training rows put together into fewer; asked where no component looks at single rows.
+
+        A row keeps `index` and `length`; the first example's index stands for all that share a row.
+        """
+        return rows
+
+    def redraw(self, batch: Batch, columns: Mapping[str, Any], generator: torch.Generator) -> Batch:
+        """A training batch with what is drawn anew at every step (masks); evaluation sees the batch as collated.
+
+        Args:
+            columns: what the rows hold of the task's `columns`, a tensor or list per name.
+            generator: seeded from (seed, optimizer step, micro-batch, rank), so a resumed run draws the same.
+        """
+        return batch
 
     def collate(self, features: list[dict[str, Any]], tokenizer: Any) -> Batch:
         """Pad encoded examples to one batch of tensors."""
@@ -402,6 +438,19 @@ class Task(Component, abstract=True):
     def decode(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
         """One prediction per row of the batch. `probabilities` (an array) is what gaps are measured on."""
         raise NotImplementedError
+
+    def infer(self, model: Any, tokenizer: Any, batch: Batch, outputs: Any) -> list[dict[str, Any]]:
+        """One prediction per row, for evaluation; tasks that generate override it.
+
+        Args:
+            model: unwrapped, in evaluation mode, on the batch's device.
+            outputs: its outputs for the batch.
+        """
+        return self.decode(outputs, batch)
+
+    def join(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The prediction for an example of those for its windows; a window may be there twice."""
+        return parts[0]
 
     def statistics(self, example: Example, prediction: dict[str, Any]) -> dict[str, float]:
         """Additive statistics of one example, from which `metrics` computes: metrics are functions of their sums."""

@@ -119,8 +119,13 @@ class Composition:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Data columns that components read and the model does not take."""
-        return tuple(dict.fromkeys(name for c in (*self.components, self.objective) for name in c.columns))
+        """Data columns that components, or the task itself, read and the model does not take."""
+        return tuple(dict.fromkeys(name for c in (*self.components, self.objective, self.task) for name in c.columns))
+
+    @property
+    def rows_may_be_packed(self) -> bool:
+        """No component looks at single rows of the data: their views, their columns, or at rows to keep."""
+        return not (self.has_views or self.updater or set(self.columns) - set(self.task.columns))
 
     def counts(self, task: Task, inputs: Mapping[str, Any]) -> dict[str, int]:
         """Everything that a mean may be over in this micro-batch: the task's units and the components' own."""
@@ -280,6 +285,11 @@ def _blaming(owner: Component, point: str) -> Iterator[None]:
     """An exception that a component lets out keeps its type (running out of memory is handled by it), and is named."""
     try:
         yield
+    except PluginError as error:
+        described = _describe(owner)
+        if described in str(error):
+            raise
+        raise PluginError(f"{described}.{point}: {error}") from error
     except AlignkitError:
         raise
     except Exception as error:

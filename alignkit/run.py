@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shutil
 import sys
 import time
@@ -104,15 +106,20 @@ def train(
         UsageError: anything that the user can mend. What is wrong with the recipe, its data or its models is found
             before anything is written or replaced.
     """
+    main = run_folder.is_main()
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    with run_folder.reserved(recipe) if main else contextlib.nullcontext():
+        return _train(recipe, resume, overwrite, say if main else lambda text: None, main)
+
+
+def _train(recipe: Recipe, resume: bool, overwrite: bool, say: Say, main: bool) -> Run:
     from transformers import set_seed
 
-    started, main = time.time(), run_folder.is_main()
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    started = time.time()
     output = run_folder.checked(recipe, resume=resume, overwrite=overwrite) if main else None
     splits = load_data(recipe.data, recipe.task, recipe.base)
     composition, plan = plan_of(recipe, sample=splits["train"][:200])
-    if main:
-        say(plan.render())
+    say(plan.render())
     source = models.resolve(recipe.model, recipe.base)
     fresh = models.facts(source, recipe.task).fresh_head  # once the task has seen the data: it depends on the labels
     prepared = _shape(recipe, composition, splits)
@@ -129,7 +136,7 @@ def train(
         trainer = _trainer(recipe, composition, prepared, encoded, model, tokenizer, folder, fresh)
         measure = _measurer(recipe, prepared, tokenizer)
         before = None if fresh else measure(model)
-        seconds = _carry_out(trainer, folder, resume, say if main else lambda text: None)
+        seconds = _carry_out(trainer, folder, resume, say)
         aligned = Aligned(recipe.task, trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
         if main:
             models.save(aligned.model, tokenizer, folder / MODEL)
@@ -200,11 +207,13 @@ def _encoded(
 ) -> dict[str, Any]:
     """The training split, remembered rows in it, and the validation split, as the model reads them."""
 
-    def encode(rows: list[Example], first: int = 0) -> Any:
+    def encode(rows: list[Example], first: int = 0, pack: bool = False) -> Any:
         views = composition.views if composition.has_views else None
-        return prepare.encode(recipe.task, rows, tokenizer, views, composition.columns, first)
+        return prepare.encode(recipe.task, rows, tokenizer, views, composition.columns, first, pack)
 
-    encoded = {name: encode(rows) for name, rows in prepared.splits.items() if name in ("train", "validation")}
+    encoded = {"train": encode(prepared.splits["train"], pack=composition.rows_may_be_packed)}
+    if "validation" in prepared.splits:
+        encoded["validation"] = encode(prepared.splits["validation"])
     empty = [name for name, dataset in encoded.items() if not len(dataset)]
     if empty:
         found = "no row has anything to learn from or to score"
@@ -261,7 +270,7 @@ def _trainer(
         train_dataset=encoded["train"],
         eval_dataset=encoded.get("validation"),
         processing_class=tokenizer,
-        data_collator=lambda rows: recipe.task.collate(rows, tokenizer),
+        data_collator=functools.partial(recipe.task.collate, tokenizer=tokenizer),
         components=composition.components,
         task=recipe.task,
         objective=composition.objective,
@@ -405,6 +414,7 @@ def _report(
         metric=recipe.task.metric,
         greater_is_better=recipe.task.greater_is_better,
         auto_class=recipe.task.auto_class,
+        hub_task=recipe.task.hub_task,
         predicted=plan.factor,
         milliseconds=milliseconds,
         warnings=plan.notes,

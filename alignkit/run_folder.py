@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import filelock
 
 from alignkit.errors import Mistake, UsageError
 
@@ -43,6 +48,33 @@ def checked(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
     if mistake := _in_the_way(recipe, folder, where, resume, overwrite):
         raise UsageError(mistake)
     return folder
+
+
+@contextlib.contextmanager
+def reserved(recipe: Recipe) -> Iterator[None]:
+    """No other process of this machine carries out a run into the recipe's output folder meanwhile.
+
+    The lock is the operating system's: it goes with the process that holds it, killed or not.
+
+    Raises:
+        UsageError: one does already.
+    """
+    if recipe.output is None:
+        yield
+        return
+    folder = recipe.resolve_path(recipe.output)
+    name = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:16]
+    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"alignkit-{getpass.getuser()}-{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        found = "another process is writing a run into it"
+        mend = "wait until it has ended, or name another with --output"
+        raise UsageError(Mistake(f"output {folder}", found, "a folder of its own for each run", mend)) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def can_write(folder: Path) -> bool:

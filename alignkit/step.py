@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import PluginError, UsageError
+from alignkit.models.adapters import cropped
 
 if TYPE_CHECKING:
     from alignkit.components import Batch, Task, Term
@@ -166,7 +167,8 @@ class TrainingStep:
             composition = self.context.composition
             terms = {OBJECTIVE: self._scaled(composition.objective.loss(self, outputs), outputs, counts, 1.0)}
             for component, term in composition.penalties(self, outputs):
-                terms[component.name] = self._scaled(term, outputs, counts, composition.weight(component))
+                weight = composition.weight(component)
+                terms[component.name] = self._scaled(term, outputs, counts, weight, component.name)
         finally:
             self._pass = None
         total = torch.stack([scaled for scaled, _ in terms.values()]).sum() if len(terms) > 1 else terms[OBJECTIVE][0]
@@ -177,10 +179,13 @@ class TrainingStep:
         self.outputs = outputs if self.keep_outputs else None
         return total, outputs
 
-    def _scaled(self, term: Term, outputs: Any, counts: Mapping[str, int], weight: float) -> tuple[Tensor, LoggedTerm]:
+    def _scaled(
+        self, term: Term, outputs: Any, counts: Mapping[str, int], weight: float, name: str = OBJECTIVE
+    ) -> tuple[Tensor, LoggedTerm]:
         """A term's mean times its weight and the micro-batch's share of the window."""
         if term.per not in counts:
-            raise PluginError(f"a term is a mean per {term.per!r}, which nothing counts; counted are {sorted(counts)}")
+            found = f"the term of {name} is a mean per {term.per!r}, which nothing counts"
+            raise PluginError(f"{found}; counted are {sorted(counts)}")
         count = counts[term.per]
         if count == 0:  # its mean may be 0/0: never read it, but keep every parameter in the graph
             tensors = (v for n, v in outputs.items() if n != "loss" and isinstance(v, Tensor) and v.is_floating_point())
@@ -203,10 +208,7 @@ class TrainingStep:
     def _run(self, model: nn.Module, batch: Batch, delta: Tensor | None) -> Any:
         with perturbed(self.context.embedding, delta):
             outputs = self.context.forward(model, batch)
-        if self.context.virtual_tokens and outputs.logits.dim() == 3:
-            surplus = outputs.logits.shape[1] - batch["input_ids"].shape[-1]
-            outputs.logits = outputs.logits[:, surplus:] if surplus > 0 else outputs.logits
-        return outputs
+        return cropped(outputs, batch["input_ids"].shape[-1], self.context.virtual_tokens)
 
     def log_probabilities(self, outputs: Any, batch: Batch | None = None) -> tuple[Tensor, str]:
         """[N, ..., V] where the task scores predictions, and the unit (`token`, `example`) that N counts.
@@ -218,6 +220,11 @@ class TrainingStep:
         spans = hasattr(outputs, "start_logits")
         logits = torch.stack([outputs.start_logits, outputs.end_logits], 1) if spans else outputs.logits
         return self.context.task.log_probabilities(logits, self._current(batch))
+
+    @property
+    def current(self) -> Batch:
+        """The batch of the pass that is being evaluated; outside of one the step's own."""
+        return self._current(None)
 
     def _current(self, batch: Batch | None) -> Batch:
         """The batch that was named, or that of the pass being evaluated, or the step's own."""
@@ -359,10 +366,16 @@ class TrainingStep:
         Resuming needs no saved state, and no component's draws depend on who else draws.
         """
         if self.owner not in self._generators:
-            place = (self.context.seed, self.index, self.micro, self.context.rank, self.owner)
-            digest = hashlib.blake2b("/".join(map(str, place)).encode(), digest_size=7).digest()
-            self._generators[self.owner] = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+            place = (self.context.seed, self.index, self.micro, self.context.rank)
+            self._generators[self.owner] = generator_at(*place, self.owner)
         return self._generators[self.owner]
+
+
+def generator_at(seed: int, index: int, micro: int, rank: int, owner: str) -> torch.Generator:
+    """A generator on the CPU for who draws at one place of a training: nothing of it need be saved to resume."""
+    key = "/".join(map(str, (seed, index, micro, rank, owner)))
+    digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 # -- finding and hooking layers ----------------------------------------------------------------------------------

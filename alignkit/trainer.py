@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from transformers.utils import ModelOutput
 from alignkit import checkpoints
 from alignkit.components import Component, Objective, Task
 from alignkit.compose import Composition
-from alignkit.data.collate import StepCollator
+from alignkit.data.collate import StepCollator, batch_rows, first_rows
 from alignkit.data.sampler import SeededLengthGroupedSampler
 from alignkit.errors import Mistake, UsageError
 from alignkit.finite import nonfinite_gradient, nonfinite_loss
@@ -38,7 +39,14 @@ from alignkit.meter import Meter
 from alignkit.models.adapters import virtual_tokens
 from alignkit.plan import Setting, make_plan
 from alignkit.reference import Reference
-from alignkit.step import OBJECTIVE, StepContext, TrainingStep, input_embedding, mean_embedding_norm
+from alignkit.step import (
+    OBJECTIVE,
+    StepContext,
+    TrainingStep,
+    generator_at,
+    input_embedding,
+    mean_embedding_norm,
+)
 from alignkit.tasks.stock import StockTask
 
 if TYPE_CHECKING:
@@ -93,6 +101,8 @@ class AlignTrainer(Trainer):
         """Evaluation splits by metric prefix (`eval`, `eval_NAME`): what the task's metrics are taken on."""
         self._scoring: Sequence[Example] = ()
         self._statistics: dict[int, dict[str, float]] = {}
+        self._windows: dict[int, list[dict[str, Any]]] = {}
+        """Predictions for the windows of long rows, until all of a row's are there."""
         self._reference_model = reference
         self._context: StepContext | None = None
         self._passes: Iterator[Tensor] | None = None
@@ -133,9 +143,21 @@ class AlignTrainer(Trainer):
             return (loss, self.step.outputs) if return_outputs else loss
         step = TrainingStep(self.context, model, inputs)
         loss, outputs = step.evaluate()
-        self._evaluated.add(step)
+        self._measure(step, model, inputs)
         self._score(step, outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _measure(self, step: TrainingStep, model: nn.Module, inputs: dict[str, Any]) -> None:
+        """Add an evaluation batch's terms, without the rows that only fill the last batch of several processes."""
+        state, rows = self.accelerator.gradient_state, batch_rows(inputs)
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+            real = min(max(state.remainder - self.accelerator.process_index * rows, 0), rows)
+            if real < rows:  # every process goes forward once more, those without a real row too
+                step = TrainingStep(self.context, model, first_rows(inputs, max(real, 1)))
+                step.evaluate()
+            if real == 0:
+                step.terms = {name: replace(term, count=0) for name, term in step.terms.items()}
+        self._evaluated.add(step)
 
     def _refuse_foreign_loss(self, expected: int) -> None:
         """A subclass whose `compute_loss` makes a loss of its own would train without any component, unnoticed."""
@@ -161,6 +183,7 @@ class AlignTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The window's micro-batches, counted over the whole window and all processes before the first forward."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self._redrawn(batch, micro) for micro, batch in enumerate(batches)]
         counts = [self.composition.counts(self.task, batch) for batch in batches]
         names = sorted({name for count in counts for name in count})
         window = {name: sum(count.get(name, 0) for count in counts) for name in names}
@@ -169,6 +192,16 @@ class AlignTrainer(Trainer):
             window = dict(zip(names, total.tolist(), strict=True))
         self._window = (counts, window)
         return batches, items
+
+    def _redrawn(self, inputs: dict[str, Any], micro: int) -> dict[str, Any]:
+        """A micro-batch with what its task draws anew at every step, in the same place on every machine."""
+        if type(self.task).redraw is Task.redraw:
+            return inputs
+        place = (self.args.seed, self.state.global_step, micro, self.args.process_index)
+        drawn = generator_at(*place, self.task.name)
+        batch = {name: value for name, value in inputs.items() if name not in EXTRAS}
+        beside = {name: inputs[name] for name in EXTRAS if name in inputs}
+        return {**self.task.redraw(batch, inputs.get("columns") or {}, drawn), **beside}
 
     @contextlib.contextmanager
     def local(self, model: nn.Module) -> Iterator[None]:
@@ -328,7 +361,7 @@ class AlignTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The stock loop; the loss and every penalty are means over all tokens (or rows), not of batches' means."""
         prefix = kwargs.get("metric_key_prefix", "eval")
-        self._evaluated, self._statistics = Meter(), {}
+        self._evaluated, self._statistics, self._windows = Meter(), {}, {}
         self._scoring = self.scored_examples.get(prefix, ())
         output = super().evaluation_loop(*args, **kwargs)
         for name, mean in self._evaluated.take(self._sum_over_processes).items():
@@ -339,15 +372,23 @@ class AlignTrainer(Trainer):
     def _score(self, step: TrainingStep, outputs: Any) -> None:
         """Keep each row's statistics; a row that padding of the last batch repeats counts once."""
         if self._scoring and step.rows:
-            answers = self.task.decode(outputs, step.batch)
+            model = self.accelerator.unwrap_model(step.model)
+            answers = self.task.infer(model, self.processing_class, step.batch, outputs)
             for row, answer in zip(step.rows, answers, strict=True):
-                self._statistics[row] = self.task.statistics(self._scoring[row], answer)
+                if self.task.windowed:
+                    self._windows.setdefault(row, []).append(answer)
+                else:
+                    self._statistics[row] = self.task.statistics(self._scoring[row], answer)
 
     def _scores(self) -> dict[str, float]:
         """The task's metrics over the split that was just evaluated, on all processes."""
-        found = self._statistics
+        found, windows = self._statistics, self._windows
         if self.accelerator.num_processes > 1:
             found = {row: value for part in gather_object([found]) for row, value in part.items()}
+            gathered = gather_object([windows])
+            windows = {row: [p for part in gathered for p in part.get(row, ())] for part in gathered for row in part}
+        for row, parts in windows.items():
+            found[row] = self.task.statistics(self._scoring[row], self.task.join(parts))
         totals: Counter[str] = Counter()
         for value in found.values():
             totals.update(value)
@@ -415,7 +456,12 @@ class AlignTrainer(Trainer):
     def _begin(self, checkpoint: Path | None) -> None:
         """Components as newly made, or as a checkpoint has them; the reference is the model as it stands."""
         self.composition.reset()
-        facts = checkpoints.load_components(checkpoint, self.composition) if checkpoint is not None else {}
+        facts = {}
+        if checkpoint is not None:
+            if self.args.should_save:
+                checkpoints.relocate(checkpoint)
+            self.accelerator.wait_for_everyone()
+            facts = checkpoints.load_components(checkpoint, self.composition)
         self._context = None  # with the reference of a training before: two copies at once would be one too many
         self._context = self._make_context(facts.get("unit_length"))
         self._logged, self._stepped = Meter(), Meter()

@@ -116,7 +116,7 @@ def cases_of(base: type) -> Any:
         (Everywhere(), AdversaryCases, "only_real_tokens_are_perturbed_within_the_radius", {"head": HEAD}),
         (TooFar(), AdversaryCases, "only_real_tokens_are_perturbed_within_the_radius", {"head": HEAD}),
         (Untidy(), AdversaryCases, "weights_are_put_back_when_training_breaks", {}),
-        (WrongUnit(), ConstraintCases, "accumulated_micro_batches_are_one_large_batch", {"exact_head": HEAD}),
+        (WrongUnit(), ConstraintCases, "accumulated_micro_batches_are_one_large_batch", {"head": HEAD}),
         (Dice(), ConstraintCases, "the_global_random_state_is_left_alone", {}),
         (Forgetful(), AveragerCases, "a_resumed_training_ends_with_the_same_bytes", {}),
     ],

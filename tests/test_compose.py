@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from alignkit.data import Example
 from alignkit.errors import PluginError, UsageError
 from alignkit.plan import Setting, make_plan
 from alignkit.tasks.stock import StockTask
+from alignkit.testing import make_trainer
 
 
 class First(Filter):
@@ -148,6 +150,25 @@ def test_an_exception_keeps_its_type_and_names_the_component() -> None:
     with pytest.raises(KeyError) as caught:
         list(compose(Broken()).penalties(SimpleNamespace(owner=""), None))
     assert caught.value.__notes__ == [f"in penalty of constraint 'broken' ({__name__}.{Broken.__qualname__})"]
+
+
+def test_what_the_step_refuses_names_the_component_that_asked(tmp_path: Path) -> None:
+    class Misshapen(Adversary):
+        """A perturbation of one row for all."""
+
+        def attack(self, step: Any) -> Any:
+            yield step.loss(step.zeros()[:1])
+
+    class Uncounted(Constraint):
+        """A mean over what nobody counts."""
+
+        def penalty(self, step: Any, outputs: Any) -> Any:
+            return Term(outputs.logits.mean(), "sentence")
+
+    with pytest.raises(PluginError, match=r"adversary 'misshapen' .*\.attack: a perturbation has shape \[1, "):
+        make_trainer("bert-token-classification", tmp_path, [Misshapen()], max_steps=1).train()
+    with pytest.raises(PluginError, match="the term of uncounted is a mean per 'sentence', which nothing counts"):
+        make_trainer("bert-token-classification", tmp_path, [Uncounted()], max_steps=1).train()
 
 
 def test_a_fusion_of_outputs_alone_is_refused_before_training() -> None:

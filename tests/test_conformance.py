@@ -24,42 +24,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "weight/pid-budget": {"limit": 0.05},
 }
 """What a component is made with where its defaults do not do."""
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "ner": [
-        {"tokens": text.split(), "tags": tags.split()}
-        for text, tags in (
-            ("ada lives in rome", "B-PER O O B-LOC"),
-            ("bob", "B-PER"),
-            ("the film was very good .", "O O O O O O"),
-            ("ada bob went to paris", "B-PER I-PER O O B-LOC"),
-            ("in rome", "O B-LOC"),
-            ("she saw bob in the film", "O O B-PER O O O"),
-        )
-    ],
-    "text-classification": [
-        {"text": text, "label": label}
-        for text, label in (
-            ("a good film", "good"),
-            ("it was very bad", "bad"),
-            ("the film was not good", "bad"),
-            ("good", "good"),
-            ("she went to rome and saw a film", "none"),
-            ("bob lives in paris", "none"),
-        )
-    ],
-    "chat": [
-        {"prompt": question, "completion": answer}
-        for question, answer in (
-            ("where is ada ?", "in rome"),
-            ("who was it ?", "bob"),
-            ("what was the film ?", "it was a very good film"),
-            ("hi", "what ?"),
-            ("where lives bob ?", "he lives in paris"),
-            ("is she in rome ?", "she is not"),
-        )
-    ],
-}
-"""Sample rows of each task."""
 
 
 def _tested(entry: Entry) -> type:
@@ -71,7 +35,8 @@ def _tested(entry: Entry) -> type:
 
     members: dict[str, Any] = {"component": pytest.fixture(component)}
     if entry.kind == "task":
-        members["rows"] = pytest.fixture(lambda self: [dict(row) for row in ROWS[entry.name]])
+        task: Any = default_catalogue().load_class(entry)
+        members["auto_classes"] = task.auto_classes or (task.auto_class,)
     name = "Test" + "".join(part.title() for part in f"{entry.kind}-{entry.name}".split("-"))
     return type(name, (CASES[entry.kind],), {**members, "__module__": __name__})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -100,6 +101,21 @@ def test_patience_that_is_used_up_stays_used_up(script: ModuleType, alone: Path,
     alignkit.train(recipe, resume=True)
     assert newest(tmp_path / "stopped").name == "checkpoint-12"
     assert script.differences(tmp_path / "before", tmp_path / "stopped") == []
+
+
+def test_a_moved_run_finds_its_best_checkpoint(script: ModuleType, alone: Path, tmp_path: Path) -> None:
+    """It was killed between two checkpoints, of which the first was the best, and moved; nothing is where it was."""
+    changes = ["training.learning_rate=1e-30", f"output={tmp_path / 'there'}"]
+    recipe = alignkit.Recipe.load(alone.parent / "recipe.yaml", overrides=changes)
+    alignkit.train(recipe)
+    shutil.copytree(tmp_path / "there", tmp_path / "before")
+    best = json.loads((newest(tmp_path / "there") / "trainer_state.json").read_text("utf-8"))["best_model_checkpoint"]
+    assert Path(best) != newest(tmp_path / "there")
+    (tmp_path / "there").rename(tmp_path / "here")
+    shutil.rmtree(newest(tmp_path / "here"))
+    moved = alignkit.Recipe.load(alone.parent / "recipe.yaml", overrides=[changes[0], f"output={tmp_path / 'here'}"])
+    alignkit.train(moved, resume=True)
+    assert script.differences(tmp_path / "before", tmp_path / "here") == []
 
 
 def test_without_a_checkpoint_it_says_so_and_starts_from_scratch(script: ModuleType, alone: Path, killed: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from alignkit_adversaries import FGM
+from alignkit_constraints import KLReference
 
 from alignkit import models
-from alignkit.components import Adversary, Constraint, Term
+from alignkit.components import Constraint, Term
 from alignkit.models import Peft
 from alignkit.models.adapters import virtual_tokens
 from alignkit.step import TrainingStep
@@ -42,32 +44,12 @@ def fast() -> Iterator[None]:
         yield
 
 
-class Sharp(Adversary):
-    """One gradient-normalised step, as FGM."""
-
-    passes = 2
-
-    def attack(self, step: Any) -> Any:
-        delta = step.zeros()
-        yield step.loss(delta)
-        yield step.loss(0.5 * step.unit(delta.grad))
-
-
-class Stay(Constraint):
-    """KL(reference || model) at the scored positions."""
-
-    reference = True
-
-    def penalty(self, step: Any, outputs: Any) -> Term:
-        ours, unit = step.log_probabilities(outputs)
-        theirs, _ = step.log_probabilities(step.reference_outputs())
-        return Term((theirs.exp() * (theirs - ours)).sum(-1).mean(), unit)
-
-
 def train(folder: Path, head: str, peft: Peft, resume: str | None = None, **options: Any) -> Any:
     """Four steps with dropout, an adversary, and a constraint to the model without its adapter."""
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.01, "dropout": 0.1}
-    trainer = make_trainer(head, folder, [Sharp(), Stay(weight=0.5)], peft=peft, **{**settings, **options})
+    trainer = make_trainer(
+        head, folder, [FGM(epsilon=0.5), KLReference(weight=0.5)], peft=peft, **{**settings, **options}
+    )
     transformers.set_seed(3)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -77,8 +59,8 @@ def train(folder: Path, head: str, peft: Peft, resume: str | None = None, **opti
 def test_an_adapter_is_trained_saved_and_resumed(head: str, peft: Peft, tmp_path: Path) -> None:
     trainer = train(tmp_path, head, peft)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert all(torch.tensor([entry["loss"], entry["penalty/stay"]]).isfinite().all() for entry in logs)
-    assert logs[-1]["penalty/stay"] > 1e-6, "the adapter has moved the model away from its base"
+    assert all(torch.tensor([entry["loss"], entry["penalty/kl-reference"]]).isfinite().all() for entry in logs)
+    assert logs[-1]["penalty/kl-reference"] > 1e-6, "the adapter has moved the model away from its base"
 
     base = tiny(head)[0].state_dict()
     kept = {name.replace(".base_layer", ""): p for name, p in trainer.model.get_base_model().named_parameters()}
@@ -104,12 +86,12 @@ def test_a_saved_lora_model_needs_neither_alignkit_nor_peft(head: str, tmp_path:
 def test_the_first_step_agrees_with_the_base_and_the_adapter_s_gradient_is_the_models(tmp_path: Path) -> None:
     """LoRA begins as the base: no divergence, and with the constraint alone no gradient."""
     head = "bert-token-classification"
-    trainer = make_trainer(head, tmp_path, [Stay()], peft=LORA)
+    trainer = make_trainer(head, tmp_path, [KLReference()], peft=LORA)
     step = TrainingStep(trainer.context, trainer.model, batch(head))
     ours = step.log_probabilities(step.forward())[0]
     torch.testing.assert_close(ours, step.log_probabilities(step.reference_outputs())[0])
     step.loss()
-    assert abs(float(step.terms["stay"].mean)) < 1e-6
+    assert abs(float(step.terms["kl-reference"].mean)) < 1e-6
 
 
 @pytest.mark.parametrize("peft", [PROMPT, PREFIX], ids=lambda peft: peft.method)
@@ -129,7 +111,7 @@ def test_the_reference_is_the_model_before_the_prompt_its_head_included(head: st
 
 @pytest.mark.parametrize("head", ["llama-causal-lm", "bert-token-classification"])
 def test_outputs_of_a_prompted_model_are_those_of_the_text(head: str, tmp_path: Path) -> None:
-    trainer = make_trainer(head, tmp_path, [Stay()], peft=PROMPT)
+    trainer = make_trainer(head, tmp_path, [KLReference()], peft=PROMPT)
     inputs = batch(head)
     assert virtual_tokens(trainer.model) == 4
     assert trainer.model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1] + 4
@@ -139,7 +121,7 @@ def test_outputs_of_a_prompted_model_are_those_of_the_text(head: str, tmp_path: 
 
 
 def test_an_encoder_s_prompt_crops_nothing_of_its_decoder(tmp_path: Path) -> None:
-    trainer = make_trainer("t5", tmp_path, [Stay()], peft=PROMPT)
+    trainer = make_trainer("t5", tmp_path, [KLReference()], peft=PROMPT)
     inputs = batch("t5")
     inputs["labels"] = torch.nn.functional.pad(inputs["labels"], (0, 9), value=7)
     assert inputs["labels"].shape[1] > inputs["input_ids"].shape[1]
@@ -152,14 +134,14 @@ def test_an_encoder_s_prompt_crops_nothing_of_its_decoder(tmp_path: Path) -> Non
 def test_reference_and_predictions_are_by_default_of_the_pass_that_is_evaluated(tmp_path: Path) -> None:
     """A method that swaps tokens evaluates the loss on a batch of its own."""
     head = "bert-token-classification"
-    trainer = make_trainer(head, tmp_path, [Stay()], peft=LORA)
+    trainer = make_trainer(head, tmp_path, [KLReference()], peft=LORA)
     step = TrainingStep(trainer.context, trainer.model, batch(head))
     step.loss()
     step.loss(batch=batch(head, rows=3, seed=1))
     assert len(step._reference) == 2
     other = TrainingStep(trainer.context, trainer.model, batch(head, rows=3, seed=1))
     other.loss()
-    assert abs(float(other.terms["stay"].mean)) < 1e-6
+    assert abs(float(other.terms["kl-reference"].mean)) < 1e-6
 
 
 def test_a_term_over_nothing_is_zero_on_a_head_without_logits(tmp_path: Path) -> None:
@@ -177,12 +159,12 @@ def test_a_term_over_nothing_is_zero_on_a_head_without_logits(tmp_path: Path) ->
     step = TrainingStep(trainer.context, trainer.model, batch(head))
     loss = step.loss()
     loss.backward()
-    torch.testing.assert_close(loss.detach(), trainer.model(**batch(head)).loss.detach())
+    torch.testing.assert_close(loss.detach(), step.terms["objective"].mean)
 
 
 def test_a_span_head_predicts_two_distributions_over_real_positions(tmp_path: Path) -> None:
     head = "bert-question-answering"
-    trainer = make_trainer(head, tmp_path, [Stay()])
+    trainer = make_trainer(head, tmp_path, [KLReference()])
     inputs = batch(head)
     step = TrainingStep(trainer.context, trainer.model, inputs)
     spans = SimpleNamespace(start_logits=torch.randn(8, 6), end_logits=torch.randn(8, 6))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 import yaml
 
 import alignkit
+from alignkit.errors import UsageError
 from alignkit.recipe import Recipe
 
+SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 COMPONENTS = (
     "length duplicates lexicon typos kl-reference counterfactual fgm ema replay linear".split()  # noqa: SIM905
 )
@@ -315,6 +319,64 @@ def test_a_run_answers_as_its_folder_does(aligned: alignkit.Run, classified: ali
     (answer,) = classified.predict([{"text": "the film was good"}])
     assert answer["label"] in ("good", "bad")
     assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-3)
+
+
+# -- several processes, and several runs -------------------------------------------------------------------------
+
+
+def test_two_processes_carry_out_one_run(plain_run: Path, ner_data: Path, tmp_path: Path) -> None:
+    """Everything on, with the batch halved: the same scores as one process, and one folder."""
+    recipe = {
+        "model": str(plain_run), "task": "ner", "seed": 5,
+        "data": {split: str(ner_data / f"{name}.conll") for split, name in SPLITS.items()},
+        "constraints": ["kl-reference", "counterfactual"], "adversary": "fgm", "updater": "replay",
+        "averaging": {"use": "ema", "decay": 0.5}, "fusion": {"use": "linear", "members": [str(plain_run)]},
+        "evaluation": {"under": ["typos"], "gaps": ["counterfactual"], "replicates": 50},
+        "training": {"max_steps": 4, "eval_steps": 2, "eval_strategy": "steps", "learning_rate": 1e-3,
+                     "train_sampling_strategy": "sequential", "optim": "sgd", "use_cpu": True, "ddp_backend": "gloo"},
+    }  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "alignkit", "train"]
+    started = []
+    for rank, size in ((0, 4), (1, 4), (None, 8)):
+        file = tmp_path / f"{size}.yaml"
+        training = {**recipe["training"], "per_device_train_batch_size": size, "per_device_eval_batch_size": size}
+        if rank is None:
+            del training["ddp_backend"]
+        file.write_text(yaml.safe_dump({**recipe, "training": training, "output": str(tmp_path / f"run-{size}")}))
+        world = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)} if rank is not None else {}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([*command, str(file)], env={**shared, **world}, **options))
+    said = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], "\n".join(said)
+    two, one = (json.loads((tmp_path / f"run-{size}" / "metrics.json").read_text("utf-8")) for size in (4, 8))
+    for side in ("before", "after"):
+        for split, metrics in one[side].items():
+            found = {name: cell["value"] for name, cell in two[side][split].items()}
+            assert found == pytest.approx({name: cell["value"] for name, cell in metrics.items()}, abs=1e-5)
+    logged = [
+        json.loads(
+            (max((tmp_path / f"run-{size}" / "checkpoints").iterdir()) / "trainer_state.json").read_text("utf-8")
+        )
+        for size in (4, 8)
+    ]
+    for together, alone in zip(*(state["log_history"] for state in logged), strict=True):
+        losses = {name: value for name, value in alone.items() if "loss" in name or "penalty" in name}
+        assert {name: together[name] for name in losses} == pytest.approx(losses, rel=1e-2, abs=1e-5)  # dropout
+
+
+def test_a_folder_takes_one_run_at_a_time(plain_run: Path, ner_data: Path, tmp_path: Path) -> None:
+    from alignkit import run_folder
+
+    recipe = Recipe(
+        model=str(plain_run), task="ner", data={"train": "train.conll"}, output=str(tmp_path / "run"), base=ner_data
+    )
+    with run_folder.reserved(recipe), pytest.raises(UsageError, match="another process is writing a run into it"):
+        alignkit.train(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 # -- what a run refuses before it trains -------------------------------------------------------------------------

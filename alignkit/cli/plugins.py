@@ -84,6 +84,7 @@ def explained(entry: Entry, catalogue: Catalogue) -> dict[str, Any]:
         "name": entry.name,
         "description": inspect.cleandoc(cls.__doc__ or entry.summary),
         "fields": fields,
+        "samples": list(getattr(cls, "samples", ())),
         "hook_points": list(cls.hook_points),
         "couples_rows": bool(cls.couples_rows),
         "costs": costs,
@@ -158,6 +159,9 @@ def _page(about: dict[str, Any]) -> str:
     said += ["the reference model's outputs once per step"] if costs["reference"] else []
     lines += ["", f"Costs: {', '.join(said) or 'no extra pass'}"]
     lines += ["Its result depends on which rows share a batch."] if about["couples_rows"] else []
+    if about["samples"]:
+        rows = (json.dumps(row, ensure_ascii=False) for row in about["samples"][:2])
+        lines += ["", "Rows of its data, as JSON lines:", *(f"  {row}" for row in rows)]
     lines += ["", f"In a recipe: {{use: {about['name']}, ...}}, or {{use: {about['qualified']}, ...}}"]
     return "\n".join(lines)
 

@@ -57,5 +57,21 @@ class StepCollator:
         }
 
 
+def batch_rows(batch: Batch) -> int:
+    """How many rows a collated batch has."""
+    return len(next(value for value in batch.values() if isinstance(value, Tensor)))
+
+
+def first_rows(batch: Batch, number: int) -> Batch:
+    """A collated batch's first rows, with what belongs to them beside it; views of other rows are left out."""
+    found = {k: v[:number] if isinstance(v, Tensor) else v for k, v in batch.items()}
+    if "columns" in batch:
+        found["columns"] = {name: values[:number] for name, values in batch["columns"].items()}
+    if "views" in batch:
+        views = {name: first_rows(view, int((view["rows"] < number).sum())) for name, view in batch["views"].items()}
+        found["views"] = {name: view for name, view in views.items() if len(view["rows"])}
+    return found
+
+
 def _column(values: list[Any]) -> Tensor | list[Any]:
     return torch.tensor(values) if all(isinstance(v, bool | int | float) for v in values) else values

@@ -12,6 +12,7 @@ import numpy as np
 from alignkit.components import Verdict
 from alignkit.data.audit import audit_line
 from alignkit.data.example import Example
+from alignkit.data.features import length, windows
 from alignkit.errors import Mistake, PluginError, UsageError
 from alignkit.tasks.stock import IGNORED
 
@@ -126,6 +127,7 @@ def encode(
     views: Callable[[Example], dict[str, Example]] | None = None,
     columns: Sequence[str] = (),
     first: int = 0,
+    pack: bool = False,
 ) -> Dataset:
     """Examples as the task encodes them, with what the step needs beside it.
 
@@ -136,12 +138,14 @@ def encode(
         views: other versions of an example, by name.
         columns: fields of the examples that components read and the model does not take.
         first: the index of the first example.
+        pack: let the task put short rows together, a thousand examples at a time.
 
     Returns:
         A data set in memory: the task's columns; `index`, the position in `examples` from `first` on; `length`, the
         number of input ids; each of `columns` that the examples have; and, where any example has a view, `views`: by
         name the encoded view, or None. A view whose scored labels are not as many as the example's (it was truncated
-        elsewhere, or a completion was rewritten) is None: the two could not be compared word by word.
+        elsewhere, or a completion was rewritten) is None: the two could not be compared word by word. An example of
+        several windows has as many rows.
     """
     import pyarrow
     from datasets import Dataset
@@ -149,8 +153,10 @@ def encode(
 
     tables = []
     for start, part in zip(range(0, len(examples), CHUNK), _chunks(examples, CHUNK, "encoding"), strict=True):
-        encoded = (_row(task, e, first + start + i, tokenizer, views, columns) for i, e in enumerate(part))
-        if found := [row for row in encoded if row is not None]:
+        place = first + start
+        found = [row for i, e in enumerate(part) for row in _rows(task, e, place + i, tokenizer, views, columns)]
+        if found:
+            found = task.pack(found) if pack else found
             try:
                 tables.append(pyarrow.Table.from_pylist(_same_keys(found)))
             except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
@@ -164,29 +170,33 @@ def encode(
     return Dataset(InMemoryTable(table))
 
 
-def _row(
+def _rows(
     task: Task,
     example: Example,
     index: int,
     tokenizer: Any,
     views: Callable[[Example], dict[str, Example]] | None,
     columns: Sequence[str],
-) -> dict[str, Any] | None:
-    features: Any = task.encode(example, tokenizer)  # labels are of more types than the contract spells out
-    if features is None:
-        return None
-    taken = sorted({*features, "index", "length", "views"}.intersection(columns))
+) -> Iterator[dict[str, Any]]:
+    found = windows(task.encode(example, tokenizer))
+    if not found:
+        return
+    wanted = [name for name in columns if name not in task.columns]
+    taken = sorted({*found[0], "index", "length", "views"}.intersection(wanted))
     if taken:
         raise PluginError(
             f"a component reads the data column {taken[0]!r}, a name that the encoded rows use themselves"
         )
-    row: dict[str, Any] = {**features, "index": index, "length": len(features["input_ids"])}
-    row |= {name: example[name] for name in columns if name in example}
-    if views is not None:
-        encoded = {name: task.encode(view, tokenizer) for name, view in views(example).items()}
-        aligned = {n: f if f is not None and _scored(f) == _scored(features) else None for n, f in encoded.items()}
-        row["views"] = aligned if any(f is not None for f in aligned.values()) else None
-    return row
+    made = views(example) if views is not None else {}
+    versions = {name: windows(task.encode(view, tokenizer)) for name, view in made.items()}
+    for number, features in enumerate(found):
+        row: dict[str, Any] = {**features, "index": index, "length": length(features)}
+        row |= {name: example[name] for name in wanted if name in example}
+        if views is not None:
+            pairs = {name: view[number] if len(view) == len(found) else None for name, view in versions.items()}
+            aligned = {n: f if f is not None and _scored(f) == _scored(features) else None for n, f in pairs.items()}
+            row["views"] = aligned if any(f is not None for f in aligned.values()) else None
+        yield row
 
 
 def _scored(features: dict[str, Any]) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignkit.models.adapters import virtual_tokens
+from alignkit.data.features import length, windows
+from alignkit.models.adapters import cropped, virtual_tokens
 
 if TYPE_CHECKING:
     from alignkit.components import Task
@@ -32,22 +33,28 @@ def predictions(
     Returns:
         One dict per example; an empty one where `task.encode` has nothing to encode.
     """
-    encoded = {row: f for row, e in enumerate(examples) if (f := task.encode(e, tokenizer)) is not None}
-    batches = _batches({row: _length(f) for row, f in encoded.items()}, batch_size, _vocabulary(model))
+    encoded = [(row, f) for row, e in enumerate(examples) for f in windows(task.encode(e, tokenizer))]
+    batches = _batches([length(f) for _, f in encoded], batch_size, _vocabulary(model))
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     found: dict[int, dict[str, Any]] = {}
     with evaluating(model):
         for start in _progress(range(0, len(batches), world), show=rank == 0):
             # past the end a process repeats the last batch: sharded models need every process in every forward pass
-            rows = batches[min(start + rank, len(batches) - 1)]
-            batch = to_device(task.collate([encoded[row] for row in rows], tokenizer), model)
-            found.update(zip(rows, task.decode(_outputs(model, batch), batch), strict=True))
+            places = batches[min(start + rank, len(batches) - 1)]
+            features = [{k: v for k, v in encoded[p][1].items() if k not in task.columns} for p in places]
+            batch = to_device(task.collate(features, tokenizer), model)
+            answers = task.infer(model, tokenizer, batch, _outputs(model, batch))
+            found.update(zip(places, answers, strict=True))
     if world > 1:
         parts: list[Any] = [None] * world
         torch.distributed.all_gather_object(parts, found)
-        found = {row: prediction for part in parts for row, prediction in part.items()}
-    return [found.get(row, {}) for row in range(len(examples))]
+        found = {place: prediction for part in parts for place, prediction in part.items()}
+    parts_of: dict[int, list[dict[str, Any]]] = {}
+    for place, (row, _) in enumerate(encoded):
+        parts_of.setdefault(row, []).append(found[place])
+    joined = {row: task.join(parts) if task.windowed else parts[0] for row, parts in parts_of.items()}
+    return [joined.get(row, {}) for row in range(len(examples))]
 
 
 @contextmanager
@@ -113,10 +120,6 @@ def gap(
 # -- batches -----------------------------------------------------------------------------------------------------
 
 
-def _length(features: dict[str, Any]) -> int:
-    return max((len(v) for v in features.values() if hasattr(v, "__len__")), default=1)
-
-
 def _vocabulary(model: nn.Module) -> int:
     """Logits per position of a language-model head; 0 for small heads."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -124,25 +127,21 @@ def _vocabulary(model: nn.Module) -> int:
     return 0 if weight is None else int(weight.shape[0])
 
 
-def _batches(lengths: dict[int, int], batch_size: int, vocabulary: int) -> list[list[int]]:
-    """Rows, longest first, in batches: a batch too large for memory fails at once and not after minutes."""
+def _batches(lengths: list[int], batch_size: int, vocabulary: int) -> list[list[int]]:
+    """Places in `lengths`, longest first, in batches: one too large for memory fails at once and not after minutes."""
     batches: list[list[int]] = []
     room = 0
-    for row in sorted(lengths, key=lambda row: (-lengths[row], row)):
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
         if not batches or len(batches[-1]) >= room:
             batches.append([])
-            room = max(1, min(batch_size, LOGITS_PER_BATCH // max(1, lengths[row] * vocabulary)))
-        batches[-1].append(row)
+            room = max(1, min(batch_size, LOGITS_PER_BATCH // max(1, lengths[place] * vocabulary)))
+        batches[-1].append(place)
     return batches
 
 
 def _outputs(model: nn.Module, batch: dict[str, Any]) -> Any:
     """The model's outputs; logits of virtual tokens that prompt tuning puts before the text are cut off."""
-    outputs = model(**batch)
-    if virtual_tokens(model) and outputs.logits.dim() == 3:
-        surplus = outputs.logits.shape[1] - batch["input_ids"].shape[-1]
-        outputs.logits = outputs.logits[:, surplus:] if surplus > 0 else outputs.logits
-    return outputs
+    return cropped(model(**batch), batch["input_ids"].shape[-1], virtual_tokens(model))
 
 
 def _progress(steps: range, show: bool) -> Any:

@@ -115,6 +115,20 @@ def virtual_tokens(model: Any) -> int:
     return int(config.num_virtual_tokens)
 
 
+def cropped(outputs: Any, tokens: int, virtual: int) -> Any:
+    """A model's outputs without those at the virtual tokens before the text.
+
+    Args:
+        tokens: length of the text, T.
+        virtual: as `virtual_tokens` counts them; logits that are no longer than T are left alone.
+    """
+    for name, dimensions in (("logits", 3), ("start_logits", 2), ("end_logits", 2)) if virtual else ():
+        logits = getattr(outputs, name, None)
+        if logits is not None and logits.dim() == dimensions and logits.shape[1] > tokens:
+            outputs[name] = logits[:, logits.shape[1] - tokens :]
+    return outputs
+
+
 def with_padded_labels(model: Any) -> Any:
     """A `PeftModel` whose token labels are lengthened where virtual tokens lengthen the text.
 

@@ -49,6 +49,7 @@ def facts(path: Path | str, task: Task) -> ModelFacts:
     """
     config = read_config(Path(path))
     shapes = read_shapes(Path(path))
+    task.take_model(config)
     architecture = next(iter(config.get("architectures") or []), "")
     return ModelFacts(
         model_type=config.get("model_type", ""),

@@ -47,6 +47,7 @@ def load(
         UsageError: no such kind of head for this model, unreadable weights, no tokenizer, patterns that name nothing.
     """
     path, freeze = Path(path), list(freeze)
+    task.take_model(read_config(path))
     if peft is not None and freeze:
         found = "both given: under peft everything but the adapter and the head is frozen already"
         raise UsageError(Mistake("freeze, peft", found, "one of them", "take one out"))

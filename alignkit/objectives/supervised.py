@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from alignkit.components import Objective, Term
 from alignkit.errors import PluginError
 
@@ -14,10 +17,20 @@ if TYPE_CHECKING:
 class Supervised(Objective):
     """The model's own loss on the labels: the stock Trainer's, with its label smoothing, neftune and custom losses.
 
-    The mean is over labels where there is one per token, else over examples; the unit is nats.
+    The mean is over labels where there is one per token, else over examples; the unit is nats. A span head's softmax
+    runs over the positions that are attended to, so that padding changes nothing; the stock one runs over all.
     """
 
     def loss(self, step: TrainingStep, outputs: Any) -> Term:
         if getattr(outputs, "loss", None) is None:
             raise PluginError("the model gave no loss: the batch has no labels, or its head takes none")
+        if "start_positions" in step.current:
+            return Term(self._spans(step, outputs), "example")
         return Term(outputs.loss, "token" if "token" in step.counts else "example")
+
+    @staticmethod
+    def _spans(step: TrainingStep, outputs: Any) -> Tensor:
+        """The loss of a span head over attended positions: the stock one gives probability to padding, too."""
+        log_probabilities, _ = step.log_probabilities(outputs)  # [B, 2, T]
+        places = torch.stack([step.current["start_positions"], step.current["end_positions"]], 1)
+        return -log_probabilities.gather(-1, places.unsqueeze(-1)).mean()

@@ -43,6 +43,16 @@ OURS = {
 """Arguments that alignkit sets itself, and what to do instead."""
 
 
+AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "num_train_epochs": 0,
+}
+"""What TrainingArguments takes without a word and training then fails at."""
+
+
 @cache
 def hints() -> dict[str, Any]:
     """Name -> type of every field of TrainingArguments. Imports transformers."""
@@ -77,6 +87,8 @@ def checked(
             problems.append(Problem((name,), f"unknown field {name!r}", mend=_nearest(name)))
         else:
             values[name], wrong = _value(value, hints()[name])
+            if not wrong and name in AT_LEAST and values[name] < AT_LEAST[name]:
+                wrong = [Problem((), shown(value), f"{AT_LEAST[name]} or more")]
             problems += [problem.under((name,)) for problem in wrong]
     if not problems and training:
         problems += _built(merged(values, validation) | ({"load_best_model_at_end": True} if early_stopping else {}))

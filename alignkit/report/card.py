@@ -63,7 +63,7 @@ def card(facts: RunFacts, folder: Path) -> str:
 
 def metadata(facts: RunFacts, folder: Path) -> dict[str, Any]:
     """The front matter, in the hub's words; the model is called as its folder is."""
-    hub_task = HUB_TASKS.get(facts.auto_class, "other")
+    hub_task = facts.hub_task or HUB_TASKS.get(facts.auto_class, "other")
     found: dict[str, Any] = {
         "license": facts.licence or "unknown",
         "library_name": "transformers",

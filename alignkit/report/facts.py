@@ -40,6 +40,8 @@ class RunFacts:
     greater_is_better: bool = True
     auto_class: str = ""
     """The task's transformers class, `AutoModelForTokenClassification` …: says what the hub calls the task."""
+    hub_task: str = ""
+    """The hub's name for the task, where `auto_class` does not say it."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """In the shape of `metrics.json`."""
     plan: list[dict[str, Any]] = field(default_factory=list)

@@ -61,6 +61,14 @@ class Chat(Task):
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json", ".csv", ".tsv")
     metric: ClassVar[str] = "perplexity"
     greater_is_better: ClassVar[bool] = False
+    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"prompt": "where is ada ?", "completion": "in rome"},
+        {"prompt": "who was it ?", "completion": "bob"},
+        {"prompt": "what was the film ?", "completion": "it was a very good film"},
+        {"prompt": "hi", "completion": "what ?"},
+        {"prompt": "where lives bob ?", "completion": "he lives in paris"},
+        {"prompt": "is she in rome ?", "completion": "she is not"},
+    )
 
     # -- data --------------------------------------------------------------------------------------------------
 

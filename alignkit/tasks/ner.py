@@ -55,6 +55,17 @@ class Ner(Task):
     peft_type: ClassVar[str] = "TOKEN_CLS"
     suffixes: ClassVar[tuple[str, ...]] = (*TOKEN_COLUMNS, ".jsonl", ".json")
     metric: ClassVar[str] = "f1"
+    samples: ClassVar[tuple[dict[str, Any], ...]] = tuple(
+        {"tokens": text.split(), "tags": tags.split()}
+        for text, tags in (
+            ("ada lives in rome", "B-PER O O B-LOC"),
+            ("bob", "B-PER"),
+            ("the film was very good .", "O O O O O O"),
+            ("ada bob went to paris", "B-PER I-PER O O B-LOC"),
+            ("in rome", "O B-LOC"),
+            ("she saw bob in the film", "O O B-PER O O O"),
+        )
+    )
 
     def __post_init__(self) -> None:
         self.labels: list[str] = []

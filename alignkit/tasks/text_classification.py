@@ -23,10 +23,11 @@ SEVERAL = "multi_label_classification"
 class TextClassification(Task):
     """Labels a text, or a pair of texts.
 
-    Reads rows `text`, `text_pair` where there are pairs, and `label`: a string or an integer; a list of strings, or
-    a string with `separator`, where a text may have several labels or none. The labels of the training data, sorted,
-    are the classes. `macro_f1` is the mean over the classes that occur among gold or predicted labels, as
-    scikit-learn takes it; with several labels `accuracy` counts texts whose labels are all right and none is wrong.
+    Reads rows `text`, `text_pair` where there are pairs, and `label`: a string or an integer (`1.0` is `1`, JSON's
+    `true` is `True`); a list of strings, or a string with `separator`, where a text may have several labels or none.
+    The labels of the training data, sorted, are the classes. `macro_f1` is the mean over the classes that occur among
+    gold or predicted labels, as scikit-learn takes it; with several labels `accuracy` counts texts whose labels are
+    all right and none is wrong.
 
     Example:
         >>> TextClassification(separator="|")
@@ -43,6 +44,14 @@ class TextClassification(Task):
     peft_type: ClassVar[str] = "SEQ_CLS"
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl", ".json")
     metric: ClassVar[str] = "macro_f1"
+    samples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"text": "a good film", "label": "good"},
+        {"text": "it was very bad", "label": "bad"},
+        {"text": "the film was not good", "label": "bad"},
+        {"text": "good", "label": "good"},
+        {"text": "she went to rome and saw a film", "label": "none"},
+        {"text": "bob lives in paris", "label": "none"},
+    )
 
     def __post_init__(self) -> None:
         self.labels: list[str] = []

@@ -15,7 +15,9 @@ from alignkit.components import Memory, Task, Updater
 from alignkit.data import prepare
 from alignkit.data.collate import StepCollator
 from alignkit.data.example import Example
+from alignkit.data.features import windows
 from alignkit.errors import UsageError
+from alignkit.evaluation.score import predictions
 from alignkit.memory import load_memory, save_memory
 from alignkit.models.saving import quiet
 from alignkit.testing.component_cases import ComponentCases, TrainingCases
@@ -34,9 +36,9 @@ BASES = {"AutoModelForCausalLM": "llama-causal-lm", "AutoModelForSeq2SeqLM": "t5
 """The tiny model that a task begins with, by its `auto_class`; an encoder for all others."""
 
 
-def base_model(folder: Path, auto_class: str) -> Path:
+def base_model(folder: Path, auto_class: str, dropout: float = 0.0) -> Path:
     """A tiny model without a head of the task's own, saved with its tokenizer."""
-    model, tokenizer, _ = tiny(BASES.get(auto_class, "bert-masked-lm"))
+    model, tokenizer, _ = tiny(BASES.get(auto_class, "bert-masked-lm"), dropout=dropout)
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -106,14 +108,26 @@ class UpdaterCases(TrainingCases):
 
 
 class TaskCases(ComponentCases):
-    """Of a task: rows in, a batch, predictions, metrics out; the fixture `rows` gives six sample rows or more."""
+    """Of a task: rows in, a batch, predictions, metrics out, on the task's own `samples`."""
 
     kind: ClassVar[str] = "task"
+    auto_classes: ClassVar[tuple[str, ...]] = ("",)
+    """The kinds of model that it is tried on; empty: the component's `auto_class`."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "auto_class" in metafunc.fixturenames:
+            metafunc.parametrize("auto_class", self.auto_classes)
 
     @pytest.fixture
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, component: Task) -> list[dict[str, Any]]:
         """Rows as the task's files hold them, of different lengths, every label among them."""
-        raise NotImplementedError(f"{type(self).__name__} needs a fixture `rows`")
+        assert len(component.samples) >= 6, "give the task six `samples` or more"
+        return [dict(row) for row in component.samples]
+
+    @pytest.fixture
+    def base(self, component: Task, auto_class: str, tmp_path: Path) -> Path:
+        """The folder of a tiny model that the task begins with."""
+        return base_model(tmp_path / "base", auto_class or component.auto_class)
 
     @pytest.fixture
     def examples(self, component: Task, rows: list[dict[str, Any]]) -> list[Example]:
@@ -122,11 +136,10 @@ class TaskCases(ComponentCases):
         return found
 
     @pytest.fixture
-    def loaded(self, component: Task, examples: list[Example], tmp_path: Path) -> tuple[Any, Any]:
+    def loaded(self, component: Task, examples: list[Example], base: Path) -> tuple[Any, Any]:
         """A tiny model with the task's head, and its tokenizer."""
         from alignkit import models
 
-        base = base_model(tmp_path / "base", component.auto_class)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model, tokenizer = models.load(base, component)
@@ -146,19 +159,20 @@ class TaskCases(ComponentCases):
         self, component: Task, examples: list[Example], loaded: tuple[Any, Any]
     ) -> None:
         for example in examples:
-            encoded = component.encode(example, loaded[1])
-            assert encoded is not None
-            assert encoded["input_ids"]
-            assert encoded == component.encode(example, loaded[1])
+            encoded = windows(component.encode(example, loaded[1]))
+            assert encoded
+            assert component.windowed or len(encoded) == 1
+            assert all(row["input_ids"] for row in encoded)
+            assert encoded == windows(component.encode(example, loaded[1]))
 
     def test_padding_changes_no_prediction(
         self, component: Task, examples: list[Example], loaded: tuple[Any, Any]
     ) -> None:
         model, tokenizer = loaded
-        encoded = _encoded(component, examples, tokenizer)
-        together = self._predicted(component, model, component.collate(encoded, tokenizer))
-        for example, row, prediction in zip(examples, encoded, together, strict=True):
-            (alone,) = self._predicted(component, model, component.collate([row], tokenizer))
+        of, encoded = _encoded(component, examples, tokenizer)
+        together = self._predicted(component, model, tokenizer, encoded)
+        for example, row, prediction in zip(of, encoded, together, strict=True):
+            (alone,) = self._predicted(component, model, tokenizer, [row])
             one, other = (component.statistics(example, p) for p in (alone, prediction))
             assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
             assert component.gap(alone, prediction) == pytest.approx(0.0, abs=1e-4)
@@ -167,8 +181,7 @@ class TaskCases(ComponentCases):
         self, component: Task, examples: list[Example], loaded: tuple[Any, Any]
     ) -> None:
         model, tokenizer = loaded
-        batch = component.collate(_encoded(component, examples, tokenizer), tokenizer)
-        pairs = zip(examples, self._predicted(component, model, batch), strict=True)
+        pairs = zip(examples, predictions(component, model, tokenizer, examples), strict=True)
         statistics = [component.statistics(example, prediction) for example, prediction in pairs]
         assert all(isinstance(value, float | int) for row in statistics for value in row.values())
         totals = [_summed(statistics[:half]) for half in (3, 4, len(statistics))]
@@ -188,17 +201,18 @@ class TaskCases(ComponentCases):
         _, tokenizer = loaded
         dataset = prepare.encode(component, examples, tokenizer, lambda e: {"mirror": e.map_words(lambda w: w[::-1])})
         rows = list(dataset)
-        batch = StepCollator(lambda part: component.collate(part, tokenizer))(rows)
+        batch = StepCollator(lambda part: component.collate(part, tokenizer), component.columns)(rows)
         view = batch["views"]["mirror"]
         assert len(view["rows"]) == len(view["input_ids"])
         assert batch["index"].tolist() == [row["index"] for row in rows]
         counted, mirrored = component.counts(batch), component.counts({k: v for k, v in view.items() if k != "rows"})
-        assert counted["example"] == len(rows)
+        assert counted["example"] == len(rows) >= len(examples)
         if len(view["rows"]) == len(rows):
             assert counted == mirrored, "labels of an example and its view align word by word"
 
-    def test_a_run_from_rows_to_answers(self, component: Task, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-        base = base_model(tmp_path / "base", component.auto_class)
+    def test_a_run_from_rows_to_answers(
+        self, component: Task, rows: list[dict[str, Any]], base: Path, tmp_path: Path
+    ) -> None:
         run = carry_out(tmp_path, base, component, rows)
         written = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
         assert component.metric in written["after"]["test"]
@@ -209,15 +223,27 @@ class TaskCases(ComponentCases):
         again = alignkit.load(run.path).predict([dict(question) for question in questions])
         assert again == answers, "a run that is loaded again answers as before"
 
+    def test_two_trainings_draw_the_same(
+        self, component: Task, rows: list[dict[str, Any]], base: Path, tmp_path: Path
+    ) -> None:
+        weights = []
+        for number in (1, 2):
+            run = carry_out(tmp_path / str(number), base, fresh(component), rows)
+            weights.append(torch.cat([p.detach().flatten() for p in run.model.parameters()]))
+        assert torch.equal(*weights)
+
     @staticmethod
-    def _predicted(component: Task, model: Any, batch: Any) -> list[dict[str, Any]]:
+    def _predicted(component: Task, model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        kept = [{name: value for name, value in row.items() if name not in component.columns} for row in rows]
+        batch = component.collate(kept, tokenizer)
         with torch.inference_mode():
-            return component.decode(model(**batch), batch)
+            return component.infer(model, tokenizer, batch, model(**batch))
 
 
-def _encoded(task: Task, examples: list[Example], tokenizer: Any) -> list[dict[str, Any]]:
-    encoded = [task.encode(example, tokenizer) for example in examples]
-    return [row for row in encoded if row is not None]
+def _encoded(task: Task, examples: list[Example], tokenizer: Any) -> tuple[list[Example], list[dict[str, Any]]]:
+    """Every window with the example that it is of."""
+    pairs = [(example, row) for example in examples for row in windows(task.encode(example, tokenizer))]
+    return [example for example, _ in pairs], [row for _, row in pairs]
 
 
 def _summed(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -72,6 +72,10 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"training": {"learning_rat": 1e-3}},
         ["training.learning_rat", "did you mean 'learning_rate'?"],
     ),
+    "a batch of nothing": (
+        {"training": {"per_device_train_batch_size": 0, "learning_rate": -1}},
+        ["training.per_device_train_batch_size", "1 or more", "training.learning_rate", "0 or more"],
+    ),
     "a training argument at the top": ({"learning_rate": 1e-3}, ["learning_rate", "training.learning_rate"]),
     "early stopping without validation": (
         {"early_stopping": {"patience": 1}, "data": {"train": "train.conll"}},

@@ -7,6 +7,7 @@ import torch
 
 from alignkit.errors import PluginError
 from alignkit.objectives.supervised import Supervised
+from alignkit.tasks.stock import StockTask
 from alignkit.testing import tiny
 
 
@@ -18,7 +19,7 @@ def test_unit_follows_the_labels(head, per):
 
     model, _, batch = tiny(head)
     outputs = model(**batch)
-    term = Supervised().loss(SimpleNamespace(counts=label_counts(batch)), outputs)
+    term = Supervised().loss(SimpleNamespace(counts=label_counts(batch), current=batch), outputs)
     assert term.per == per
     assert term.mean is outputs.loss
 
@@ -26,3 +27,24 @@ def test_unit_follows_the_labels(head, per):
 def test_a_batch_without_labels_is_said_so():
     with pytest.raises(PluginError, match=r"^the model gave no loss"):
         Supervised().loss(SimpleNamespace(counts={}), SimpleNamespace(loss=None, logits=torch.zeros(1)))
+
+
+def test_a_span_head_s_loss_is_the_stock_one_without_padding():
+    from alignkit.testing import collate, examples
+
+    head = "bert-question-answering"
+    model, _, _ = tiny(head)
+    rows = examples(head, 4)
+    alone = [model(**collate(head, [row])).loss for row in rows]  # nothing is padded: the stock loss is right
+    batch = collate(head, rows)
+    outputs = model(**batch)
+    step = SimpleNamespace(
+        counts={"example": 4}, current=batch,
+        log_probabilities=lambda outputs: StockTask().log_probabilities(
+            torch.stack([outputs.start_logits, outputs.end_logits], 1), batch
+        ),
+    )  # fmt: skip
+    term = Supervised().loss(step, outputs)
+    assert term.mean.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
+    assert outputs.loss.item() != pytest.approx(term.mean.item(), rel=1e-3)
+    assert term.per == "example"

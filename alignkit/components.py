@@ -135,6 +135,8 @@ class Component:
     """Takes gradients with respect to the embeddings' output."""
     needs_validation: ClassVar[bool] = False
     """Asks for scores on the validation split."""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """The fields that have no default, as they might be set: what tests over the whole catalogue make it with."""
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -48,6 +49,8 @@ class Budget(Weight):
         >>> round(weight.value(), 4)
         1.0202
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"limit": 0.05}
 
     limit: NonNegativeFloat
     """What the penalty's mean may be at most, in the penalty's own unit (nats per token …)."""

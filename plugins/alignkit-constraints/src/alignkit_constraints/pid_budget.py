@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -35,6 +36,8 @@ class PIDBudget(Weight):
         >>> round(weight.value(), 4)
         0.2
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"limit": 0.05}
 
     limit: NonNegativeFloat
     """What the penalty's mean may be at most, in the penalty's own unit (nats per token …)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import ahocorasick
 from pydantic import Field
@@ -211,6 +211,8 @@ class Lexicon(Filter):
         >>> Lexicon(words=["bad word"], action="mask").filter_examples([row])[0].example["text"]
         'A ***, badly put.'
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"words": ("rome",), "action": "mask"}
 
     words: Path | tuple[str, ...]
     """Path of a UTF-8 file with one term per line (`# ` starts a comment), or a list of the terms themselves."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from alignkit.run import Run, train
     from alignkit.step import TrainingStep
     from alignkit.trainer import AlignTrainer
+    from alignkit.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _HOMES = {
     "alignkit.run": "Run train",
     "alignkit.step": "TrainingStep",
     "alignkit.trainer": "AlignTrainer",
+    "alignkit.tuning": "Tuned tune",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -75,6 +77,7 @@ __all__ = [
     "Task",
     "Term",
     "TrainingStep",
+    "Tuned",
     "Updater",
     "UsageError",
     "Verdict",
@@ -84,6 +87,7 @@ __all__ = [
     "hookimpl",
     "load",
     "train",
+    "tune",
 ]
 
 

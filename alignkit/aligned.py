@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit import models
 from alignkit.catalogue import default_catalogue
@@ -14,6 +14,9 @@ from alignkit.errors import Mistake, UsageError
 from alignkit.models.inspection import read_config
 from alignkit.run_folder import RECIPE
 
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
 HEADS = {
     "ForTokenClassification": "ner",
     "ForSequenceClassification": "text-classification",
@@ -21,6 +24,8 @@ HEADS = {
     "LMHeadModel": "chat",
 }
 """How the class that wrote a checkpoint ends -> the task that its head is for, where several tasks share the head."""
+ENDINGS = {"ForSeq2SeqLM": "ForConditionalGeneration"}
+"""How an auto class ends -> how the classes end that it stands for, where it is not the same."""
 
 
 @dataclass
@@ -73,11 +78,7 @@ def load(path: str | Path, task: Task | str | None = None) -> Aligned:
     recipe_file = Path(path).expanduser() / RECIPE
     chosen = find_task(task) if isinstance(task, str) else task
     if chosen is None:
-        chosen = _task_of_run(recipe_file) if recipe_file.is_file() else _task_of(source)
-    if chosen is None:
-        raise UsageError(
-            Mistake(f"model {str(path)!r}", "its head does not say which task it is for", "a task", "name it: --task")
-        )
+        chosen = _task_of_run(recipe_file) if recipe_file.is_file() else _task_of(source, str(path))
     facts = models.facts(source, chosen)
     if facts.fresh_head:
         found = f"{facts.architecture or 'it'} has no head that was trained for {chosen.name}"
@@ -102,19 +103,39 @@ def find_task(name: str) -> Task:
     return task
 
 
+def show_training_split(recipe: Recipe) -> None:
+    """Let a recipe's task see the training split that the recipe names, where it looks at it when it predicts."""
+    from alignkit.data.load import load as load_data
+
+    if recipe.task.needs_training_split:
+        load_data({"train": recipe.data.splits()["train"]}, recipe.task, recipe.base)
+
+
 def _task_of_run(recipe_file: Path) -> Task:
     from alignkit.recipe import Recipe
 
-    return Recipe.load(recipe_file).task
+    recipe = Recipe.load(recipe_file)
+    show_training_split(recipe)
+    return recipe.task
 
 
-def _task_of(source: Path) -> Task | None:
+def _task_of(source: Path, name: str) -> Task:
     """The task that a model's head is for, by the class that its config names."""
     architecture = next(iter(read_config(source).get("architectures") or []), "")
     shared = next((task for suffix, task in HEADS.items() if architecture.endswith(suffix)), None)
-    if shared is not None:
-        return find_task(shared)
-    tasks = [find_task(name) for name in default_catalogue().entries()["task"]]
-    suffixes = [(task, task.auto_class.removeprefix("AutoModel")) for task in tasks]
-    own = [task for task, suffix in suffixes if suffix and architecture.endswith(suffix)]
-    return own[0] if len(own) == 1 else None
+    names = (
+        [shared] if shared else [task for task in default_catalogue().entries()["task"] if _serves(task, architecture)]
+    )
+    if len(names) != 1:
+        found = "its head does not say which task it is for"
+        mend = "name it: --task" + (f" {names[0]}" if names else "")
+        raise UsageError(Mistake(f"model {name!r}", found, " or ".join(names) or "a task", mend))
+    return find_task(names[0])
+
+
+def _serves(task: str, architecture: str) -> bool:
+    """The task loads models by a transformers class whose own classes are called like this one."""
+    catalogue = default_catalogue()
+    cls: Any = catalogue.load_class(catalogue.find("task", task))
+    suffixes = [kind.removeprefix("AutoModel") for kind in cls.auto_classes or (cls.auto_class,)]
+    return any(suffix and architecture.endswith(ENDINGS.get(suffix, suffix)) for suffix in suffixes)

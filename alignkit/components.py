@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignkit.data import Example
+    from alignkit.data.read import Reader
     from alignkit.plan import Setting
     from alignkit.step import TrainingStep
 
@@ -347,9 +348,9 @@ class Objective(Component, abstract=True):
 class Task(Component, abstract=True):
     """What a model is for: the data's format, its encoding, the head, the metrics, the answers.
 
-    The host calls, in this order: `parse` for every row of every file, `prepare` once, `take_model` and `head` before
-    the model is loaded, `encode` for every example, `collate` for every batch; and for evaluation `infer` (by default
-    `decode`), `join` where a long text has several windows, `statistics`, `metrics`.
+    The host calls, in this order: `unfold` and `parse` for every row of every file, `prepare` once, `take_model` and
+    `head` before the model is loaded, `encode` for every example, `collate` for every batch; and for evaluation
+    `infer` (by default `decode`), `join` where a long text has several windows, `statistics`, `metrics`.
     """
 
     kind: ClassVar[str] = "task"
@@ -371,11 +372,21 @@ class Task(Component, abstract=True):
     greater_is_better: ClassVar[bool] = True
     windowed: ClassVar[bool] = False
     """`encode` may give several windows of one example, whose predictions `join` makes one of."""
+    needs_training_split: ClassVar[bool] = False
+    """Looks at training examples when it predicts, too: a run's are then read again. May be a property."""
     hub_task: ClassVar[str] = ""
     """The hub's name for the task, in the model card; by default what `auto_class` is used for."""
     samples: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Six rows or more as its files hold them, short, in lower-case English, each label among them: shown by
     `alignkit plugins NAME`, and what the conformance cases train tiny models on."""
+
+    def unfold(self, row: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+        """The rows in one object of a file, each with its place in it (`question 56be`); by default it is the row."""
+        return [("", row)]
+
+    def readers(self) -> Mapping[str, Reader]:
+        """By suffix, what reads files in another way than `alignkit.data.read` does (`.txt` as running text …)."""
+        return {}
 
     def parse(self, fields: dict[str, Any], where: str) -> Example:
         """Validate one row. Raises UsageError that says where, what was found, what was expected."""
@@ -398,6 +409,9 @@ class Task(Component, abstract=True):
             UsageError: the task cannot use such a model.
         """
 
+    def take_weights(self, model: Any, tokenizer: Any) -> None:
+        """Look at the loaded model as it stands, before examples are encoded for it or scored by it."""
+
     def encode(self, example: Example, tokenizer: Any) -> dict[str, Any] | list[dict[str, Any]] | None:
         """One example as the model's inputs and labels, unpadded; None where nothing of it would be learnt.
 
@@ -414,6 +428,8 @@ class Task(Component, abstract=True):
 
     def redraw(self, batch: Batch, columns: Mapping[str, Any], generator: torch.Generator) -> Batch:
         """A training batch with what is drawn anew at every step (masks); evaluation sees the batch as collated.
+
+        A batch with views stays as it was collated, too: their labels align with its own.
 
         Args:
             columns: what the rows hold of the task's `columns`, a tensor or list per name.
@@ -438,7 +454,11 @@ class Task(Component, abstract=True):
         return scored_log_probabilities(logits, batch, self.shifts_labels)
 
     def decode(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
-        """One prediction per row of the batch. `probabilities` (an array) is what gaps are measured on."""
+        """One prediction per row of the batch. `probabilities` (an array) is what gaps are measured on.
+
+        Args:
+            batch: as collated, and in `batch["columns"]` what its rows hold of the task's `columns`.
+        """
         raise NotImplementedError
 
     def infer(self, model: Any, tokenizer: Any, batch: Batch, outputs: Any) -> list[dict[str, Any]]:
@@ -446,6 +466,7 @@ class Task(Component, abstract=True):
 
         Args:
             model: unwrapped, in evaluation mode, on the batch's device.
+            batch: as `decode` gets it.
             outputs: its outputs for the batch.
         """
         return self.decode(outputs, batch)

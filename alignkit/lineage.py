@@ -20,7 +20,7 @@ LINEAGE = "lineage.json"
 
 def write_lineage(folder: Path, recipe: Recipe, source: Path) -> None:
     """`lineage.json`: this run, the digests of what went into it, and its ancestors, youngest first."""
-    parent = recipe.resolve_path(recipe.model)
+    parent = recipe.origin
     ancestors: list[Any] = []
     if (parent / LINEAGE).is_file():
         known = json.loads((parent / LINEAGE).read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ def write_lineage(folder: Path, recipe: Recipe, source: Path) -> None:
     files = {s.path: recipe.resolve_path(s.path) for sources in recipe.data.splits().values() for s in sources}
     entry = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": recipe.model,
+        "model": recipe.model if isinstance(recipe.model, str) else recipe.model.model_dump(),
         "model_sha256": _weights(source),
         "data_sha256": {name: digest(path) for name, path in files.items() if path.is_file()},
         "merged_sha256": {name: _weights(resolve(name, recipe.base)) for name in getattr(recipe.fusion, "members", [])},

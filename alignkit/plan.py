@@ -211,7 +211,7 @@ def plan_of(recipe: Recipe, sample: Sequence[Example] = ()) -> tuple[Composition
     from alignkit.compose import Composition
 
     composition = Composition(recipe.components(), recipe.task, recipe.objective)
-    source = models.resolve(recipe.model, recipe.base)
+    source = recipe.source()
     facts = models.facts(source, recipe.task)
     mistakes = list(_unfusable(recipe, composition, None if facts.fresh_head else source))
     try:
@@ -219,6 +219,10 @@ def plan_of(recipe: Recipe, sample: Sequence[Example] = ()) -> tuple[Composition
             models.resolve(recipe.reference, recipe.base)
     except UsageError as error:
         mistakes += [replace(mistake, where=f"reference {recipe.reference!r}") for mistake in error.mistakes]
+    try:
+        models.head_arguments(source, recipe.task, recipe.head)
+    except UsageError as error:
+        mistakes += error.mistakes
     if mistakes:
         raise UsageError(*mistakes)
     training = recipe.training

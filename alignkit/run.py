@@ -19,6 +19,7 @@ from alignkit.compose import Composition
 from alignkit.data import prepare
 from alignkit.data.audit import write_audit
 from alignkit.data.load import load as load_data
+from alignkit.data.vocabulary import vocabulary_notes
 from alignkit.errors import Mistake, UsageError, nearest
 from alignkit.evaluation import compare
 from alignkit.lineage import write_lineage
@@ -30,6 +31,7 @@ from alignkit.run_folder import AUDIT, CHECKPOINTS, MEMORY, METRICS, MODEL
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainerCallback
 
     from alignkit.components import Score, Task
     from alignkit.data import Example
@@ -89,7 +91,12 @@ class Prepared:
 
 
 def train(
-    recipe: Recipe | str | Path, *, resume: bool = False, overwrite: bool = False, say: Say = lambda text: None
+    recipe: Recipe | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = lambda text: None,
+    callbacks: Iterable[TrainerCallback] = (),
 ) -> Run:
     """Carry out a recipe.
 
@@ -98,6 +105,7 @@ def train(
         resume: go on from the newest complete checkpoint in the output folder (from the start where there is none).
         overwrite: replace the run in the output folder.
         say: is told what happens (the plan, where a resumed run goes on), as text.
+        callbacks: of transformers' kind, added to the trainer's own.
 
     Returns:
         The run, with the trained model in memory; everything else is in its folder.
@@ -109,10 +117,12 @@ def train(
     main = run_folder.is_main()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     with run_folder.reserved(recipe) if main else contextlib.nullcontext():
-        return _train(recipe, resume, overwrite, say if main else lambda text: None, main)
+        return _train(recipe, resume, overwrite, say if main else lambda text: None, main, callbacks)
 
 
-def _train(recipe: Recipe, resume: bool, overwrite: bool, say: Say, main: bool) -> Run:
+def _train(
+    recipe: Recipe, resume: bool, overwrite: bool, say: Say, main: bool, callbacks: Iterable[TrainerCallback]
+) -> Run:
     from transformers import set_seed
 
     started = time.time()
@@ -120,20 +130,26 @@ def _train(recipe: Recipe, resume: bool, overwrite: bool, say: Say, main: bool) 
     splits = load_data(recipe.data, recipe.task, recipe.base)
     composition, plan = plan_of(recipe, sample=splits["train"][:200])
     say(plan.render())
-    source = models.resolve(recipe.model, recipe.base)
+    source = recipe.source()
     fresh = models.facts(source, recipe.task).fresh_head  # once the task has seen the data: it depends on the labels
     prepared = _shape(recipe, composition, splits)
     memory = _memory(recipe, composition)
     with quiet():
         set_seed(recipe.seed)
-        model, tokenizer = models.load(source, recipe.task, peft=recipe.peft, freeze=recipe.freeze)
+        model, tokenizer = models.load(source, recipe.task, peft=recipe.peft, freeze=recipe.freeze, head=recipe.head)
         _refuse_untrainable(model, recipe, splits)
+        recipe.task.take_weights(model, tokenizer)
         encoded = _encoded(recipe, composition, prepared, memory, tokenizer)  # after loading, which settles the labels
+        for note in vocabulary_notes(encoded["train"], tokenizer):
+            say(f"  note: {note}")
+            plan.notes.append(note)  # the report and the card say it, too
         folder = recipe.resolve_path(str(recipe.output))
         if output is not None:
             run_folder.begin(folder, recipe, overwrite=overwrite)
             write_audit(folder / AUDIT, prepared.audit)
         trainer = _trainer(recipe, composition, prepared, encoded, model, tokenizer, folder, fresh)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         measure = _measurer(recipe, prepared, tokenizer)
         before = None if fresh else measure(model)
         seconds = _carry_out(trainer, folder, resume, say)
@@ -177,14 +193,14 @@ def _memory(recipe: Recipe, composition: Composition) -> Memory:
     """What the run that this one goes on from left for the updater; empty where there is none."""
     if composition.updater is None:
         return Memory()
-    return load_memory(recipe.resolve_path(recipe.model) / MEMORY / composition.updater.name)
+    return load_memory(recipe.origin / MEMORY / composition.updater.name)
 
 
 def _refuse_untrainable(model: Any, recipe: Recipe, splits: Mapping[str, list[Example]]) -> None:
     """What training itself would only find out after its first steps or its first evaluation."""
     from alignkit.evaluation.score import measure
 
-    where, labels = f"model {recipe.model!r}", recipe.task.head().get("num_labels")
+    where, labels = f"model {str(recipe.model)!r}", recipe.task.head().get("num_labels")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         mend = (
             "name the model that its prompt was trained on (its folder `base`)" if hasattr(model, "peft_config") else ""
@@ -211,7 +227,8 @@ def _encoded(
         views = composition.views if composition.has_views else None
         return prepare.encode(recipe.task, rows, tokenizer, views, composition.columns, first, pack)
 
-    encoded = {"train": encode(prepared.splits["train"], pack=composition.rows_may_be_packed)}
+    prompted = recipe.peft is not None and recipe.peft.method != "lora"  # peft takes no mask that keeps texts apart
+    encoded = {"train": encode(prepared.splits["train"], pack=composition.rows_may_be_packed and not prompted)}
     if "validation" in prepared.splits:
         encoded["validation"] = encode(prepared.splits["validation"])
     empty = [name for name, dataset in encoded.items() if not len(dataset)]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 RECIPE, METRICS, AUDIT = "recipe.yaml", "metrics.json", "audit.jsonl"
 MODEL, CHECKPOINTS, MEMORY = "model", "checkpoints", "memory"
 
-_NOT_COMPARED = ("base", "output", "versions")
-"""Fields of two recipes that may differ although both say the same."""
+_NOT_COMPARED = ("base", "output", "tune", "versions")
+"""Fields of two recipes that may differ although both train the same."""
 
 
 def checked(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
@@ -39,15 +39,21 @@ def checked(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path:
             Mistake("output", "missing", "a folder for the run", "add `output: runs/NAME` or pass --output")
         )
     folder = recipe.resolve_path(recipe.output)
+    where = refuse_unwritable(folder)
+    if mistake := _in_the_way(recipe, folder, where, resume, overwrite):
+        raise UsageError(mistake)
+    return folder
+
+
+def refuse_unwritable(folder: Path) -> str:
+    """What an output folder is called in messages, where it can be written to or made."""
     where = f"output {folder}"
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(Mistake(where, f"{existing} is a file", "a folder", "name another with --output"))
     if not can_write(existing):
         raise UsageError(Mistake(where, f"{existing} is not writable", "a folder that can be written to"))
-    if mistake := _in_the_way(recipe, folder, where, resume, overwrite):
-        raise UsageError(mistake)
-    return folder
+    return where
 
 
 @contextlib.contextmanager
@@ -106,7 +112,7 @@ def _in_the_way(recipe: Recipe, folder: Path, where: str, resume: bool, overwrit
         found = "it is not empty and holds no run"
         return Mistake(where, found, "a new or empty folder, or a run's", "name another with --output")
     if resume:
-        if differing := _differing(recipe, folder / RECIPE):
+        if differing := differing_fields(recipe, folder / RECIPE):
             mend = f"give the recipe that it was started with ({folder / RECIPE}), or start over with --overwrite"
             return Mistake(where, f"the run in it has another {', '.join(differing)}", "the same recipe", mend)
         return None
@@ -120,18 +126,21 @@ def _in_the_way(recipe: Recipe, folder: Path, where: str, resume: bool, overwrit
     return None
 
 
-def _differing(recipe: Recipe, file: Path) -> list[str]:
+def differing_fields(recipe: Recipe, file: Path) -> list[str]:
     """The fields that a recipe and a run's recipe do not agree on."""
     from alignkit.recipe.file import dump, parse, read
 
     mine, theirs = parse(dump(recipe.resolved())), read(file)[0]
+    unset = {name for name, value in mine["task"].items() if value is None}  # a run writes what its task found
+    theirs["task"] = {**theirs["task"], **dict.fromkeys(unset)}
     names = dict.fromkeys([*mine, *theirs])
     return [name for name in names if name not in _NOT_COMPARED and mine.get(name) != theirs.get(name)]
 
 
 def _read_by(recipe: Recipe) -> Iterator[tuple[str, Path]]:
     """(what it is, where it is) of everything that a recipe names by path."""
-    yield "model", recipe.resolve_path(recipe.model)
+    name = recipe.model if isinstance(recipe.model, str) else recipe.model.tokenizer
+    yield "model", recipe.resolve_path(name)
     if recipe.reference is not None:
         yield "reference", recipe.resolve_path(recipe.reference)
     members: list[Any] = getattr(recipe.fusion, "members", [])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import PluginError, UsageError
 from alignkit.models.adapters import cropped
+from alignkit.tasks.padding import attended
 
 if TYPE_CHECKING:
     from alignkit.components import Batch, Task, Term
@@ -295,8 +296,7 @@ class TrainingStep:
     def real_tokens(self, special: bool = False) -> Tensor:
         """[B, T, 1]: 1 at real tokens, 0 at padding and, unless `special`, at special tokens."""
         ids = self.batch["input_ids"]
-        attended = self.batch.get("attention_mask")
-        mask = torch.ones_like(ids, dtype=torch.bool) if attended is None else attended.reshape(ids.shape).bool()
+        mask = attended(self.batch)
         if not special and self.context.special_ids:
             mask &= ~torch.isin(ids, torch.tensor(self.context.special_ids, device=ids.device))
         return mask.view(-1, ids.shape[-1], 1).float()

@@ -144,7 +144,7 @@ class AlignTrainer(Trainer):
         step = TrainingStep(self.context, model, inputs)
         loss, outputs = step.evaluate()
         self._measure(step, model, inputs)
-        self._score(step, outputs)
+        self._score(step, outputs, inputs.get("columns"))
         return (loss, outputs) if return_outputs else loss
 
     def _measure(self, step: TrainingStep, model: nn.Module, inputs: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ class AlignTrainer(Trainer):
 
     def _redrawn(self, inputs: dict[str, Any], micro: int) -> dict[str, Any]:
         """A micro-batch with what its task draws anew at every step, in the same place on every machine."""
-        if type(self.task).redraw is Task.redraw:
+        if type(self.task).redraw is Task.redraw or inputs.get("views"):  # labels of views align with those encoded
             return inputs
         place = (self.args.seed, self.state.global_step, micro, self.args.process_index)
         drawn = generator_at(*place, self.task.name)
@@ -268,6 +268,11 @@ class AlignTrainer(Trainer):
         inputs = dict(batch)
         if all(inputs.get(name) is None for name in self.label_names):
             return model(**inputs)
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            # the stock loss takes the labels away, of which an encoder-decoder makes what its decoder reads
+            make = getattr(self.accelerator.unwrap_model(model), "prepare_decoder_input_ids_from_labels", None)
+            if make is not None and inputs.get("decoder_input_ids") is None:
+                inputs["decoder_input_ids"] = make(labels=inputs["labels"])
         items = self._get_num_items_in_batch([inputs], self.args.device)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
         if not isinstance(outputs, ModelOutput):
@@ -363,17 +368,19 @@ class AlignTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._evaluated, self._statistics, self._windows = Meter(), {}, {}
         self._scoring = self.scored_examples.get(prefix, ())
+        self.task.take_weights(self.accelerator.unwrap_model(self.model), self.processing_class)
         output = super().evaluation_loop(*args, **kwargs)
         for name, mean in self._evaluated.take(self._sum_over_processes).items():
             output.metrics[f"{prefix}_loss" if name == OBJECTIVE else f"{prefix}_penalty/{name}"] = mean
         output.metrics.update({f"{prefix}_{name}": float(value) for name, value in self._scores().items()})
         return output
 
-    def _score(self, step: TrainingStep, outputs: Any) -> None:
+    def _score(self, step: TrainingStep, outputs: Any, columns: Mapping[str, Any] | None) -> None:
         """Keep each row's statistics; a row that padding of the last batch repeats counts once."""
         if self._scoring and step.rows:
             model = self.accelerator.unwrap_model(step.model)
-            answers = self.task.infer(model, self.processing_class, step.batch, outputs)
+            batch = {**step.batch, "columns": columns} if columns else step.batch
+            answers = self.task.infer(model, self.processing_class, batch, outputs)
             for row, answer in zip(step.rows, answers, strict=True):
                 if self.task.windowed:
                     self._windows.setdefault(row, []).append(answer)

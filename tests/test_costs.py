@@ -21,7 +21,7 @@ class Slow(Constraint):
     def penalty(self, step, outputs):
         import time
 
-        time.sleep(0.02)
+        time.sleep(0.2)
         torch.rand(1)
         return Term(outputs.logits.square().mean())
 
@@ -52,8 +52,8 @@ def trainer(tmp_path: Path) -> AlignTrainer:
 def test_a_component_alone_and_all_together_are_held_against_a_plain_step(trainer: AlignTrainer) -> None:
     found = measure_costs(trainer, batches=3)
     assert set(found) == {"plain", "slow", "all"}
-    assert found["slow"] > found["plain"] + 15
-    assert found["all"] > found["plain"] + 15
+    assert found["slow"] > found["plain"] + 100
+    assert found["all"] > found["plain"] + 100
 
 
 def test_measuring_leaves_weights_gradients_components_and_random_state_as_they_were(trainer: AlignTrainer) -> None:

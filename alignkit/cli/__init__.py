@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "The embedded recipe, end to end, with no network.",
     "train": "Carry out a recipe.",
     "check": "Validate a recipe and print its plan.",
+    "tune": "Search a recipe's fields for the best values.",
     "plugins": "List what is installed, or explain one component.",
     "filter": "Filter a file as a recipe says.",
     "fuse": "Make one model of several.",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignkit.data import Example
 from alignkit.errors import Mistake, UsageError
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
 
 
 def command(
@@ -59,4 +62,15 @@ def checked(path: Path, overrides: list[str], strict: bool = False) -> str:
     if mistakes or recipe is None:
         raise UsageError(*mistakes)
     _, plan = plan_of(recipe, sample=splits["train"][:200])
-    return plan.render()
+    return plan.render() + _search(recipe, splits)
+
+
+def _search(recipe: Recipe, splits: dict[str, list[Example]]) -> str:
+    """What `alignkit tune` would do with the recipe; nothing where it has no `tune:` section."""
+    if recipe.tune is None:
+        return ""
+    from alignkit.tuning.space import checked as searched
+
+    search = searched(recipe, splits)
+    fields = ", ".join(search.space.domains)
+    return f"\n\nSearch\n  {recipe.tune.trials} trials of {fields}\n  best by validation {search.metric}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alignkit.cli.parts import component
 from alignkit.errors import Mistake, UsageError
 
 if TYPE_CHECKING:
@@ -27,16 +28,16 @@ def command(
     """Merge models, one tensor at a time; the result loads with from_pretrained()."""
     from alignkit.fusion import fuse_folders
 
-    component = fusion(method, set_ or [])
+    chosen = fusion(method, set_ or [])
     if len(models) < 2:
         raise UsageError(Mistake("alignkit fuse", f"{len(models)} model", "at least two"))
-    if component.needs_validation:
+    if chosen.needs_validation:
         mend = "name the members in a recipe's `fusion:`, whose validation split it can look at"
         raise UsageError(Mistake(f"--method {method}", "it chooses by scores on a validation split", "a recipe", mend))
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         found = "there is a model in it already" if (output / "config.json").is_file() else "it is not empty"
         raise UsageError(Mistake(f"--output {output}", found, "a new folder", "name another, or say --overwrite"))
-    folder = fuse_folders(component, models, output=output, weights=_numbers(weights, len(models)), base=base)
+    folder = fuse_folders(chosen, models, output=output, weights=_numbers(weights, len(models)), base=base)
     if as_json:
         print(json.dumps({"model": str(folder), "method": method, "members": models}, indent=2, ensure_ascii=False))
     else:
@@ -44,28 +45,9 @@ def command(
 
 
 def fusion(method: str, overrides: list[str]) -> Fusion:
-    """The component that a command line names, with its fields.
-
-    Raises:
-        UsageError: no such method, or everything that is wrong with its fields.
-    """
-    from alignkit.catalogue import default_catalogue
-    from alignkit.recipe import file
-    from alignkit.recipe.errors import Place, Problems
-    from alignkit.recipe.parts import Making, make
-
-    fields: dict[str, Any] = {}
-    lines: dict[Place, str] = {}
-    mistakes = file.override(fields, overrides, lines)
-    try:
-        component: Any = make("fusion", {**fields, "use": method}, Making(Path.cwd(), default_catalogue()))
-    except Problems as error:
-        for problem in error.problems:
-            where = lines.get(problem.place[:1]) or f"--method {method} {'.'.join(map(str, problem.place))}"
-            mistakes.append(Mistake(where.removesuffix(" use").strip(), problem.found, problem.expected, problem.mend))
-    if mistakes:
-        raise UsageError(*mistakes)
-    return component
+    """The method that a command line names, with its fields."""
+    found: Fusion = component("fusion", method, f"--method {method}", overrides)
+    return found
 
 
 def _numbers(weights: str | None, wanted: int) -> list[float] | None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from alignkit.cli.files import refuse_unwritable, written_whole
+from alignkit.cli.parts import loaded
+from alignkit.data.source import Source
 from alignkit.errors import Mistake, UsageError
 
 TEXTS, ROWS = (".txt", ""), (".jsonl",)
@@ -23,12 +25,12 @@ def command(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
     task: Annotated[str | None, typer.Option(help="The task of a model that is no run.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="A field of the task.")] = None,
+    train: Annotated[Path | None, typer.Option(help="A labelled file to take demonstrations from.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of a generated answer, in tokens.")] = None,
 ) -> None:
     """One JSON line per text, in order: the answer, complete in itself."""
-    from alignkit.aligned import load
-
     if not texts and input_ is None:
         raise UsageError(Mistake("alignkit predict", "no text", "texts, or --input FILE"))
     refuse_unwritable(output, reads=(input_,))
@@ -36,7 +38,8 @@ def command(
     options: dict[str, Any] = {"batch_size": batch_size}
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
-    aligned = load(run, task)
+    demonstrated = Source(path=str(train)) if train is not None else None
+    aligned, _ = loaded(run, task, set_ or (), None, demonstrated)
     with written_whole(output) as out:
         for answer in aligned.answers(rows, **options):
             print(json.dumps(answer, ensure_ascii=False, default=float), file=out, flush=output is None)

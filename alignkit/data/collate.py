@@ -50,7 +50,8 @@ class StepCollator:
         for position, row in enumerate(rows):
             for name, view in (row.get("views") or {}).items():
                 if view is not None:  # a key that only other views have is None in a data set's struct
-                    found.setdefault(name, {})[position] = {k: v for k, v in view.items() if v is not None}
+                    kept = {k: v for k, v in view.items() if v is not None and k not in self.columns}
+                    found.setdefault(name, {})[position] = kept
         return {
             name: {**self.collate(list(views.values())), "rows": torch.tensor(list(views))}
             for name, views in found.items()

@@ -70,7 +70,9 @@ def read(
     examples: list[Example] = []
     mistakes: list[Mistake] = []
     try:
-        for row, (fields, where, line) in enumerate(rows(source, task.suffixes, base), first_row):
+        for row, (fields, where, line) in enumerate(
+            rows(source, task.suffixes, base, task.unfold, task.readers()), first_row
+        ):
             try:
                 example = task.parse(fields, where)
             except UsageError as error:

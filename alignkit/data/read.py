@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from alignkit.data.columns import Columns
@@ -27,6 +28,10 @@ Lines = Iterator[tuple[int, str]]
 """(line from 1, its text with neither `\\n` nor `\\r\\n`)."""
 NumberedRows = Iterator[tuple[int, Row]]
 """(line from 1 or 0 where there is none, fields)."""
+Reader = Callable[[Lines, str, list[Mistake]], NumberedRows]
+"""Rows out of the lines of a file of that name; what is wrong with it is added to the list."""
+Unfold = Callable[[Row], Iterable[tuple[str, Row]]]
+"""The rows in one object of a file, each with its place in it, as `Task.unfold` gives them."""
 
 TOKEN_COLUMNS = (".conll", ".txt", ".bio", ".iob")
 """Suffixes of files with one word per line: word first, tag last."""
@@ -35,16 +40,25 @@ _FILE_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,7}$")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def rows(source: Source, suffixes: Iterable[str], base: Path) -> Iterator[tuple[Row, str, int]]:
+def rows(
+    source: Source,
+    suffixes: Iterable[str],
+    base: Path,
+    unfold: Unfold = lambda row: [("", row)],
+    readers: Mapping[str, Reader] = MappingProxyType({}),
+) -> Iterator[tuple[Row, str, int]]:
     """The rows of one source, columns mapped, in order.
 
     Args:
         source: a file or the id of a hub data set, with `columns` and `rows`.
         suffixes: what the task reads.
         base: the folder that relative paths start from.
+        unfold: the rows in one object of a file; by default it is one row.
+        readers: by suffix, those of the task's own.
 
     Yields:
-        (fields, where, line): `where` is `train.conll:31`, `line` is 0 where rows have no line.
+        (fields, where, line): `where` is `train.conll:31` or `train.json question 56be`, `line` is 0 where rows have
+        no line of their own.
 
     Raises:
         UsageError: at the end, with every mistake of the file.
@@ -53,10 +67,12 @@ def rows(source: Source, suffixes: Iterable[str], base: Path) -> Iterator[tuple[
     mapping = Columns(source)
     found = 0
     start, _, stop = (source.rows or ":").partition(":")
-    numbered = enumerate(_numbered(source, tuple(suffixes), base, mistakes))
-    for position, (line, row) in islice(numbered, int(start or 0), int(stop) if stop.strip() else None):
+    known = {suffix: {**_READERS, **readers}[suffix] for suffix in suffixes if suffix in {**_READERS, **readers}}
+    whole = _numbered(source, known, base, mistakes)
+    numbered = enumerate((0 if place else line, place, row) for line, o in whole for place, row in unfold(o))
+    for position, (line, place, row) in islice(numbered, int(start or 0), int(stop) if stop.strip() else None):
         found += 1
-        where = f"{source.path}:{line}" if line else f"{source.path} row {position}"
+        where = f"{source.path}:{line}" if line else f"{source.path} {place or f'row {position}'}"
         fields = mapping.apply(row, where)
         if fields is not None:
             yield fields, where, line
@@ -70,27 +86,26 @@ def rows(source: Source, suffixes: Iterable[str], base: Path) -> Iterator[tuple[
 # -- which reader ------------------------------------------------------------------------------------------------
 
 
-def _numbered(source: Source, suffixes: tuple[str, ...], base: Path, mistakes: list[Mistake]) -> NumberedRows:
+def _numbered(source: Source, readers: Mapping[str, Reader], base: Path, mistakes: list[Mistake]) -> NumberedRows:
     path = base / Path(source.path).expanduser()
     suffix = path.suffix.lower()
-    readable = [s for s in suffixes if s in _READERS]
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in readable)
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in readers)
         mend = f"name one of its files: {', '.join(inside[:8])}" if inside else ""
         mistakes.append(Mistake(source.path, "a directory", "a file", mend))
     elif path.is_file():
-        if suffix in readable:
-            yield from _file(path, source.path, _READERS[suffix], mistakes)
+        if suffix in readers:
+            yield from _file(path, source.path, readers[suffix], mistakes)
         else:
             found = f"a file of an unknown kind ({suffix or 'no suffix'})"
-            mistakes.append(Mistake(source.path, found, f"one of {', '.join(readable)}"))
+            mistakes.append(Mistake(source.path, found, f"one of {', '.join(readers)}"))
     elif _may_be_on_the_hub(source.path, path):
         yield from _hub(source, path, mistakes)
     else:
         mistakes.append(Mistake(source.path, "no such file", mend=_neighbour(path)))
 
 
-def _file(path: Path, name: str, reader: Callable[..., NumberedRows], mistakes: list[Mistake]) -> NumberedRows:
+def _file(path: Path, name: str, reader: Reader, mistakes: list[Mistake]) -> NumberedRows:
     try:
         yield from reader(_lines(path, name, mistakes), name, mistakes)
     except OSError as error:
@@ -175,16 +190,26 @@ def _json_lines(lines: Lines, name: str, mistakes: list[Mistake]) -> NumberedRow
 
 
 def _json_file(lines: Lines, name: str, mistakes: list[Mistake]) -> NumberedRows:
-    """A list of objects; a file of that suffix which holds JSON lines is read as such."""
+    """A list of objects, or one object; a file of that suffix which holds JSON lines is read as such."""
     numbered = list(lines)
-    if not next((text.lstrip() for _, text in numbered if text.strip()), "").startswith("["):
+    first = next((text for _, text in numbered if text.strip()), "")
+    if not first.lstrip().startswith("[") and _is_json(first):
         yield from _json_lines(iter(numbered), name, mistakes)
         return
-    for position, row in enumerate(chain(*_json("\n".join(text for _, text in numbered), name, mistakes))):
+    values = _json("\n".join(text for _, text in numbered), name, mistakes) if first else []
+    for position, row in enumerate(chain(*(value if isinstance(value, list) else [value] for value in values))):
         if isinstance(row, dict):
             yield 0, row
         else:
             mistakes.append(Mistake(f"{name} row {position}", f"a JSON {_kind(row)}", "a JSON object"))
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _json(text: str, where: str, mistakes: list[Mistake]) -> list[Any]:
@@ -260,7 +285,7 @@ def _cells(count: int) -> str:
     return f"{count} cell" if count == 1 else f"{count} cells"
 
 
-_READERS: dict[str, Callable[[Lines, str, list[Mistake]], NumberedRows]] = {
+_READERS: dict[str, Reader] = {
     **dict.fromkeys(TOKEN_COLUMNS, _token_columns),
     ".jsonl": _json_lines,
     ".json": _json_file,

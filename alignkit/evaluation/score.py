@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alignkit.data.collate import StepCollator
 from alignkit.data.features import length, windows
 from alignkit.models.adapters import cropped, virtual_tokens
 
@@ -33,8 +35,10 @@ def predictions(
     Returns:
         One dict per example; an empty one where `task.encode` has nothing to encode.
     """
+    task.take_weights(model, tokenizer)
     encoded = [(row, f) for row, e in enumerate(examples) for f in windows(task.encode(e, tokenizer))]
     batches = _batches([length(f) for _, f in encoded], batch_size, _vocabulary(model))
+    collated = StepCollator(functools.partial(task.collate, tokenizer=tokenizer), task.columns)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     found: dict[int, dict[str, Any]] = {}
@@ -42,9 +46,9 @@ def predictions(
         for start in _progress(range(0, len(batches), world), show=rank == 0):
             # past the end a process repeats the last batch: sharded models need every process in every forward pass
             places = batches[min(start + rank, len(batches) - 1)]
-            features = [{k: v for k, v in encoded[p][1].items() if k not in task.columns} for p in places]
-            batch = to_device(task.collate(features, tokenizer), model)
-            answers = task.infer(model, tokenizer, batch, _outputs(model, batch))
+            batch = to_device(collated([encoded[p][1] for p in places]), model)
+            beside = {"columns": batch.pop("columns")} if "columns" in batch else {}
+            answers = task.infer(model, tokenizer, {**batch, **beside}, _outputs(model, batch))
             found.update(zip(places, answers, strict=True))
     if world > 1:
         parts: list[Any] = [None] * world

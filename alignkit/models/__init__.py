@@ -5,9 +5,22 @@ Importing this package imports neither torch nor transformers.
 
 from alignkit.models.adapters import Peft
 from alignkit.models.freezing import freeze
+from alignkit.models.head import head_arguments
 from alignkit.models.inspection import ModelFacts, adopt_labels, facts
 from alignkit.models.loading import load
 from alignkit.models.location import resolve
 from alignkit.models.saving import save
+from alignkit.models.scratch import Scratch
 
-__all__ = ["ModelFacts", "Peft", "adopt_labels", "facts", "freeze", "load", "resolve", "save"]
+__all__ = [
+    "ModelFacts",
+    "Peft",
+    "Scratch",
+    "adopt_labels",
+    "facts",
+    "freeze",
+    "head_arguments",
+    "load",
+    "resolve",
+    "save",
+]

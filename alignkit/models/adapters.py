@@ -135,7 +135,7 @@ def with_padded_labels(model: Any) -> Any:
     peft itself does so for language models only.
     """
     config = model.active_peft_config
-    if config.is_prompt_learning and config.task_type == "TOKEN_CLS":
+    if config.is_prompt_learning and config.task_type in ("TOKEN_CLS", "FEATURE_EXTRACTION"):  # the latter: masked LMs
         model.get_base_model().register_forward_pre_hook(_pad_labels, with_kwargs=True)
     return model
 

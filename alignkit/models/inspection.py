@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +133,18 @@ def _holds_head(config: dict[str, Any], shapes: dict[str, Sequence[int]], task: 
         return False
     rows = {shape[0] for name, shape in shapes.items() if len(shape) == 2 and not _BODY & set(name.split("."))}
     return not labels_of(config) or len(labels_of(config)) in rows
+
+
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """transformers knows the model as a language model that reads from left to right, and as none that fills gaps."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.get("model_type")
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return known and (bool(config.get("is_decoder")) or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 
 def _is_decoder(config: dict[str, Any], architecture: str) -> bool:

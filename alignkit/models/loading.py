@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import Mistake, UsageError
 from alignkit.models.adapters import Peft, adapted, with_padded_labels
 from alignkit.models.freezing import freeze as freeze_parameters
+from alignkit.models.head import head_arguments, refuse_without_effect
 from alignkit.models.inspection import adopt_labels, has_trained_head, read_config, read_shapes, wanted_labels
 from alignkit.models.location import ADAPTER_BASE, is_adapter
 from alignkit.models.saving import quiet
@@ -29,6 +30,7 @@ def load(
     peft: Peft | None = None,
     freeze: Iterable[str] = (),
     dtype: torch.dtype | str | None = None,
+    head: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """A model and its tokenizer from a folder, as `resolve` gives it.
 
@@ -42,6 +44,7 @@ def load(
         peft: train an adapter instead of all parameters.
         freeze: parameters to leave alone, as `alignkit.models.freeze` takes them.
         dtype: of the weights; float32 where it is not given, whatever the checkpoint is in.
+        head: a recipe's `head:` section: `dropout`, or fields of the model's config.
 
     Raises:
         UsageError: no such kind of head for this model, unreadable weights, no tokenizer, patterns that name nothing.
@@ -58,7 +61,9 @@ def load(
         found = "its prompt was trained with a head for other labels"
         raise UsageError(Mistake(f"model {str(path)!r}", found, "the task's labels", f"name {path / ADAPTER_BASE}"))
     tokenizer = load_tokenizer(path, task)
-    model, fresh = _load_plain(path / ADAPTER_BASE if is_adapter(path) else path, task, dtype)
+    shaped = head_arguments(path, task, head or {})
+    model, fresh = _load_plain(path / ADAPTER_BASE if is_adapter(path) else path, task, dtype, shaped)
+    refuse_without_effect(model, head or {})
     _agree_on_padding(model, tokenizer)
     if is_adapter(path):
         from peft import PeftModel
@@ -95,7 +100,9 @@ def load_tokenizer(path: Path | str, task: Task) -> Any:
     return tokenizer
 
 
-def _load_plain(folder: Path, task: Task, dtype: torch.dtype | str | None) -> tuple[Any, set[str]]:
+def _load_plain(
+    folder: Path, task: Task, dtype: torch.dtype | str | None, shaped: Mapping[str, Any]
+) -> tuple[Any, set[str]]:
     """A model without adapters, and the names of the parameters that the checkpoint did not give."""
     import transformers
 
@@ -110,6 +117,7 @@ def _load_plain(folder: Path, task: Task, dtype: torch.dtype | str | None) -> tu
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
+                **shaped,
                 **head,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -133,10 +141,11 @@ def _in_body(model: Any, name: str) -> bool:
 def _draw_head(model: Any, fresh: set[str]) -> set[str]:
     """Draw anew what of the head the checkpoint gave although it was trained for something else; the names of it."""
     drawn = set()
+    labels = getattr(model, "num_labels", None)  # language-model heads have none
     for path, module in model.named_modules():
         own = {f"{path}.{n}" if path else n: p for n, p in module.named_parameters(recurse=False)}
         stale = {n: p for n, p in own.items() if not _in_body(model, n) and n not in fresh}
-        if model.base_model is model or not stale or not any(len(p) == model.num_labels for p in own.values()):
+        if model.base_model is model or not stale or not any(len(p) == labels for p in own.values()):
             continue
         for parameter in own.values():
             parameter._is_hf_initialized = False  # transformers leaves alone what came from a checkpoint

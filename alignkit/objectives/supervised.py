@@ -9,6 +9,7 @@ from torch import Tensor
 
 from alignkit.components import Objective, Term
 from alignkit.errors import PluginError
+from alignkit.tasks.stock import choices_there
 
 if TYPE_CHECKING:
     from alignkit.step import TrainingStep
@@ -18,7 +19,8 @@ class Supervised(Objective):
     """The model's own loss on the labels: the stock Trainer's, with its label smoothing, neftune and custom losses.
 
     The mean is over labels where there is one per token, else over examples; the unit is nats. A span head's softmax
-    runs over the positions that are attended to, so that padding changes nothing; the stock one runs over all.
+    runs over the positions that are attended to, so that padding changes nothing; the stock one runs over all. So does
+    that of a multiple-choice head, where rows differ in how many choices they have.
     """
 
     def loss(self, step: TrainingStep, outputs: Any) -> Term:
@@ -26,7 +28,15 @@ class Supervised(Objective):
             raise PluginError("the model gave no loss: the batch has no labels, or its head takes none")
         if "start_positions" in step.current:
             return Term(self._spans(step, outputs), "example")
+        if step.current["input_ids"].dim() == 3 and not choices_there(step.current).all():
+            return Term(self._choices(step, outputs), "example")
         return Term(outputs.loss, "token" if "token" in step.counts else "example")
+
+    @staticmethod
+    def _choices(step: TrainingStep, outputs: Any) -> Tensor:
+        """The loss of a multiple-choice head over the choices that a row has: the stock one counts padding, too."""
+        log_probabilities, _ = step.log_probabilities(outputs)  # [B, C]
+        return torch.nn.functional.nll_loss(log_probabilities, step.current["labels"])
 
     @staticmethod
     def _spans(step: TrainingStep, outputs: Any) -> Tensor:

@@ -126,6 +126,8 @@ def _problem(
         message = message.removeprefix("expected ")
     elif kind == "is_instance_of":
         message = f"a component of kind {detail['ctx']['class'].lower()}"
+    elif kind == "literal_error":
+        message = detail["ctx"]["expected"]
     elif kind.startswith(("greater_than", "less_than")):
         message = message.replace("Input should be", "a number", 1)
     else:

@@ -90,20 +90,22 @@ def override(values: dict[str, Any], overrides: Iterable[str], lines: dict[Place
         if not equals or not dotted.strip():
             mistakes.append(Mistake(where, "no `=` in it" if dotted.strip() else "no field before `=`", "FIELD=VALUE"))
             continue
-        place: Place = tuple(int(p) if p.isdigit() else p for p in dotted.strip().split("."))
+        mend = ""
         try:
-            wrong = _put(values, place, parse(value), lines, where)
+            wrong = put(values, dotted.strip(), parse(value), lines, where)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
             wrong = f"the value is not YAML: {problem}"
+            mend = f"""quote it: {dotted}='"…"'""" if value.startswith("{") else ""
         if wrong:
-            mistakes.append(Mistake(where, wrong))
+            mistakes.append(Mistake(where, wrong, mend=mend))
     return mistakes
 
 
-def _put(values: Any, place: Place, value: Any, lines: dict[Place, str], where: str) -> str:
-    """Set one value; what is wrong with its path, or nothing."""
-    here = values
+def put(values: dict[str, Any], path: str, value: Any, lines: dict[Place, str], where: str = "") -> str:
+    """Set the value at a dotted path; what is wrong with the path, or nothing."""
+    here: Any = values
+    place = _place(path)
     for depth, part in enumerate(place):
         dotted = ".".join(map(str, place[:depth]))
         if isinstance(here, list):
@@ -124,6 +126,14 @@ def _put(values: Any, place: Place, value: Any, lines: dict[Place, str], where: 
             here[part] = _container(here[part], place[0], place[depth + 1])
             here = here[part]
     return ""
+
+
+def _place(path: str) -> Place:
+    """The parts of a dotted path; the fields that `tune.search` names are paths themselves, and keys as they stand."""
+    searched = path.removeprefix("tune.search.")
+    if searched != path:
+        return ("tune", "search", searched)
+    return tuple(int(part) if part.isdigit() else part for part in path.split("."))
 
 
 def _container(value: Any, section: str | int, part: str | int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +35,12 @@ from alignkit.components import (
 )
 from alignkit.data.source import Data, Source
 from alignkit.errors import Mistake
+from alignkit.models.location import resolve
+from alignkit.models.scratch import Scratch
 from alignkit.recipe import file, training, written
-from alignkit.recipe.errors import Place, Problem, Problems, problems_of, raised
+from alignkit.recipe.errors import Place, Problem, Problems, locate, problems_of, raised, shown
 from alignkit.recipe.parts import Making, each, every, make, with_views
+from alignkit.recipe.tuning import Tune
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -112,8 +115,8 @@ class Recipe(BaseModel):
 
     plugins: list[str] = []
     """Local plugin files: trusted code, run as it is, never fetched."""
-    model: str
-    """A hub id, a model's folder, a run's folder, or a .gguf file."""
+    model: str | Scratch
+    """A hub id, a model's folder, a run's folder, a .gguf file, or, from scratch, a config and a tokenizer."""
     task: InstanceOf[Task]
     """What the model is for."""
     objective: InstanceOf[Objective] = Field(default="alignkit/supervised", validate_default=True)
@@ -140,12 +143,16 @@ class Recipe(BaseModel):
     """A parameter-efficient method: {method: lora, r: 16}; all weights are trained where it is missing."""
     freeze: list[str] = []
     """Parts of the model that are not trained: embeddings, layers.0-3, or patterns of parameter names."""
+    head: dict[str, Any] = {}
+    """The head that the task puts on the model: its `dropout`, or any field of the model's config."""
     reference: str | None = None
     """The model whose outputs constraints compare with; by default the model as it was before training."""
     early_stopping: EarlyStopping | None = None
     """Stop when the validation split no longer gets better."""
     training: dict[str, Any] = {}
     """Any field of transformers.TrainingArguments."""
+    tune: Tune | None = None
+    """What `alignkit tune` searches; `alignkit train` ignores it."""
     seed: int = 42
     """Of everything random."""
     output: str | None = None
@@ -153,6 +160,10 @@ class Recipe(BaseModel):
 
     _base: Path = PrivateAttr(default=Path())
     _catalogue: Catalogue = PrivateAttr()
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """The fields as they were written or passed."""
+    _locate: Callable[[Place], str] = PrivateAttr()
+    """Where a field stands: `recipe.yaml:12 adversary.epsilon`."""
 
     def __init__(self, *, base: str | Path = ".", **fields: Any):
         self._validate(fields, Path(base), {}, [], "", strict=False)
@@ -194,6 +205,7 @@ class Recipe(BaseModel):
         if problems or mistakes:
             raise raised(problems, mistakes, lines, root, base=making.base, **making.valid)
         self._base, self._catalogue = making.base, making.catalogue
+        self._given, self._locate = fields, lambda place: locate(place, lines, root)
         written.note_versions(written_by, self, making.catalogue)
 
     # -- validation --------------------------------------------------------------------------------------------
@@ -204,6 +216,22 @@ class Recipe(BaseModel):
         making = _making(info)
         each(value, lambda path: making.catalogue.load_file(making.base / Path(path).expanduser()))
         return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: Any) -> Any:
+        if isinstance(value, str | Scratch):
+            return value
+        if not isinstance(value, Mapping):
+            raise Problems([Problem((), shown(value), "a string, or a mapping with config and tokenizer")])
+        try:
+            scratch = Scratch.model_validate(value)
+        except ValidationError as error:
+            raise Problems(problems_of(error, value, lambda _: Scratch.model_fields, lambda _: "")) from error
+        wrong = [Problem(("config", name), *said) for name, said in scratch.mistakes()]
+        if wrong:
+            raise Problems(wrong)
+        return scratch
 
     @field_validator("task", "objective", mode="before")
     @classmethod
@@ -268,6 +296,23 @@ class Recipe(BaseModel):
         """The folder that relative paths are relative to."""
         return self._base
 
+    def source(self) -> Path:
+        """The folder of the model that the run starts from; one from scratch is made at the first call.
+
+        Raises:
+            UsageError: there is no such model, or none can be made.
+        """
+        if isinstance(self.model, str):
+            return resolve(self.model, self._base)
+        from alignkit.models.scratch import made
+
+        return made(self.model, self._base, self.seed)
+
+    @property
+    def origin(self) -> Path:
+        """Where the model that the run starts from is kept: where it is a run, that run's folder."""
+        return self.resolve_path(self.model) if isinstance(self.model, str) else self.source()
+
     def resolve_path(self, name: str | Path) -> Path:
         """A path that the recipe names, relative to its folder where it is not absolute."""
         return self._base / Path(name).expanduser()
@@ -276,6 +321,22 @@ class Recipe(BaseModel):
         """The components that hook into the run, in recipe order."""
         values = [getattr(self, name) for name in COMPONENTS]
         return [c for value in values for c in (value if isinstance(value, list) else [value]) if c is not None]
+
+    def where(self, *place: str | int) -> str:
+        """Where a field stands, for messages: `recipe.yaml:12 adversary.epsilon`."""
+        return self._locate(place)
+
+    def varied(self, values: Mapping[str, Any]) -> Recipe:
+        """The same recipe with other values at dotted paths: `{"adversary.epsilon": 0.3}`. Components are made anew.
+
+        Raises:
+            UsageError: everything that is wrong with it then, at `adversary.epsilon`, without file and line.
+        """
+        fields = written.plain(self._given, self._catalogue, self._base)
+        wrong = [Mistake(path, found) for path, v in values.items() if (found := file.put(fields, path, v, {}))]
+        recipe = Recipe.__new__(Recipe)
+        recipe._validate(fields, self._base, {}, wrong, "", strict=False)
+        return recipe
 
     def training_arguments(self, output_dir: str | Path) -> TrainingArguments:
         """The recipe's training arguments over `RECIPE_DEFAULTS`, and those that alignkit sets itself."""
@@ -321,7 +382,7 @@ class Recipe(BaseModel):
         return self._base == other._base and {**mine, "versions": 0} == {**others, "versions": 0}
 
     def __repr__(self) -> str:
-        return f"Recipe(model={self.model!r}, task={self.task.name!r}, {len(self.components())} components)"
+        return f"Recipe(model={str(self.model)!r}, task={self.task.name!r}, {len(self.components())} components)"
 
 
 def _making(info: ValidationInfo) -> Making:
@@ -336,6 +397,8 @@ def _known(place: Place) -> Iterable[str]:
         return Data.model_fields if len(place) == 1 else Source.model_fields
     if section == "evaluation":
         return Evaluation.model_fields
+    if section == "tune":
+        return Tune.model_fields
     return EarlyStopping.model_fields if section == "early_stopping" else Recipe.model_fields
 
 

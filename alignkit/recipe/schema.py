@@ -28,8 +28,9 @@ _SEVERAL = {"filters": "filter", "augmenters": "augmenter", "constraints": "cons
 def schema(recipe: type[BaseModel]) -> dict[str, Any]:
     """The schema of a recipe file. Imports every registered component; broken ones are left out."""
     from alignkit.data.source import Data
-    from alignkit.models import Peft
+    from alignkit.models import Peft, Scratch
     from alignkit.recipe.model import EarlyStopping
+    from alignkit.recipe.tuning import Tune
 
     catalogue = default_catalogue()
     definitions: dict[str, Any] = {}
@@ -42,7 +43,9 @@ def schema(recipe: type[BaseModel]) -> dict[str, Any]:
         properties[name] |= {"type": "array", "items": _reference(kind)}
     for name in ("plugins", "freeze"):
         properties[name] |= {"type": "array", "items": {"type": "string"}}
-    for name in ("model", "reference", "output"):
+    properties["model"] |= {"anyOf": [{"type": "string"}, _model(Scratch, "model", definitions)]}
+    properties["head"] |= {"type": "object", "properties": {"dropout": {"type": "number", "minimum": 0}}}
+    for name in ("reference", "output"):
         properties[name] |= {"type": "string"}
     properties["seed"] |= {"type": "integer"}
     properties["evaluation"] |= _evaluation()
@@ -50,6 +53,7 @@ def schema(recipe: type[BaseModel]) -> dict[str, Any]:
     properties["peft"] |= {"anyOf": [{"type": "string"}, _model(Peft, "peft", definitions)]}
     properties["early_stopping"] |= _model(EarlyStopping, "early_stopping", definitions)
     properties["training"] |= _training(definitions)
+    properties["tune"] |= _model(Tune, "tune", definitions)
     properties["base"] = {"type": "string", "description": "The folder that relative paths are relative to."}
     properties["versions"] = {"type": "object", "description": "What wrote a resolved recipe."}
     for name, info in recipe.model_fields.items():

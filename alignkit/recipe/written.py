@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -45,7 +47,20 @@ def resolved(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:
     }
     names = [name for name in type(recipe).model_fields if name != "plugins"]
     values = {n: sections[n] if n in sections else written(getattr(recipe, n)) for n in (*names, "plugins")}
+    if recipe.tune is None:
+        del values["tune"]  # a recipe that is not searched says nothing of it
     return values | {"versions": versions(recipe, catalogue)}
+
+
+def plain(value: Any, catalogue: Catalogue, base: Path) -> Any:
+    """A recipe's fields as they were given, with new containers that can be written to, down to single values."""
+    if isinstance(value, Component):
+        return described(value, catalogue, base) if catalogue.entry_of(type(value)) else copy.copy(value)
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name), catalogue, base) for name in value.model_fields_set}
+    if isinstance(value, Mapping):
+        return {name: plain(item, catalogue, base) for name, item in value.items()}
+    return [plain(item, catalogue, base) for item in value] if isinstance(value, list | tuple) else value
 
 
 def versions(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class RunFacts:
     @property
     def model(self) -> str:
         """What the run started from."""
-        return str(self.recipe.get("model") or "unknown")
+        model = self.recipe.get("model") or "unknown"
+        return f"{model['config']['model_type']} from scratch" if isinstance(model, Mapping) else str(model)
 
     @property
     def short_model(self) -> str:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from pydantic import PositiveInt
 
 from alignkit.components import Batch, Task
 from alignkit.data.columns import unmapped
 from alignkit.data.example import Example
 from alignkit.errors import Mistake, UsageError, nearest
-from alignkit.tasks.padding import pad, padding_id
-from alignkit.tasks.stock import IGNORED
-
-Message = dict[str, str]
+from alignkit.tasks.conversation import Message, completions, tokenised
+from alignkit.tasks.likelihood import loss_gap, loss_metrics, loss_statistics, losses
+from alignkit.tasks.padding import pad
 
 ROLES = ("system", "user", "assistant", "tool")
-PLAIN = {"system": "{}\n", "user": "User: {}\n", "assistant": "Assistant: {}", "tool": "Tool: {}\n"}
-"""How a message looks to a model without a chat template; each answer is followed by the end-of-text token."""
-
-
-class Segment(NamedTuple):
-    """A stretch of a conversation that is tokenised by itself."""
-
-    text: str
-    learnt: bool
 
 
 class Chat(Task):
@@ -89,7 +76,7 @@ class Chat(Task):
     def messages(self, example: Example) -> list[Message]:
         """The whole conversation, the completion included where there is one."""
         system = example.get("system") or self.system
-        if "prompt" in example:
+        if "messages" not in example.inputs:
             found = [{"role": "user", "content": example["prompt"]}]
             if example.get("completion"):
                 found.append({"role": "assistant", "content": example["completion"]})
@@ -100,6 +87,13 @@ class Chat(Task):
         return found
 
     # -- the model's side --------------------------------------------------------------------------------------
+
+    def take_model(self, config: Mapping[str, Any]) -> None:
+        from alignkit.models.inspection import is_causal
+
+        if config.get("is_encoder_decoder") or not is_causal(config):
+            found = f"{config.get('model_type', 'it')} does not read from left to right only"
+            raise UsageError(Mistake("model", found, "a causal language model"))
 
     def encode(self, example: Example, tokenizer: Any) -> dict[str, list[int] | int] | None:
         messages = self.messages(example)
@@ -128,29 +122,20 @@ class Chat(Task):
 
     def decode(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
         """`nll`, the sum over the row's learnt tokens in nats, and how many `tokens` they are."""
-        labels = batch["labels"][:, 1:]
-        scored = labels != IGNORED
-        logits = outputs.logits[:, :-1][scored].float()
-        losses = torch.zeros(labels.shape, dtype=torch.float64, device=logits.device)
-        losses[scored] = torch.nn.functional.cross_entropy(logits, labels[scored], reduction="none").double()
-        return [
-            {"nll": nll, "tokens": tokens}
-            for nll, tokens in zip(losses.sum(1).tolist(), scored.sum(1).tolist(), strict=True)
-        ]
+        return losses(outputs, batch, self.shifts_labels)
 
     # -- scores ------------------------------------------------------------------------------------------------
 
     def statistics(self, example: Example, prediction: dict[str, Any]) -> dict[str, float]:
-        return {"nll": float(prediction.get("nll", 0.0)), "tokens": float(prediction.get("tokens", 0))}
+        return loss_statistics(prediction)
 
     def metrics(self, totals: Mapping[str, Any]) -> dict[str, Any]:
         """`loss`, nats per learnt token, and `perplexity`, its exponential."""
-        loss = np.asarray(totals["nll"], float) / np.asarray(totals["tokens"], float)
-        return {"perplexity": np.exp(np.minimum(loss, 700.0)), "loss": loss}
+        return loss_metrics(totals)
 
     def gap(self, one: dict[str, Any], other: dict[str, Any]) -> float:
         """How far the mean losses of two versions of one example lie apart, in nats per token."""
-        return abs(one["nll"] / max(one["tokens"], 1) - other["nll"] / max(other["tokens"], 1))
+        return loss_gap(one, other)
 
     # -- answers -----------------------------------------------------------------------------------------------
 
@@ -180,103 +165,12 @@ class Chat(Task):
         Args:
             options: of `model.generate`: `max_new_tokens`, `do_sample`, `temperature` …
         """
-        from alignkit.evaluation.score import evaluating, to_device
-
-        ends = _end_ids(model, tokenizer)
-        options = {"do_sample": False, "max_new_tokens": self.max_new_tokens, "eos_token_id": ends or None, **options}
+        options = {"max_new_tokens": self.max_new_tokens, **options}
         for start in range(0, len(examples), batch_size):
             part = examples[start : start + batch_size]
-            batch = pad([{"input_ids": self.prompt_ids(e, tokenizer)} for e in part], tokenizer, side="left")
-            with evaluating(model):
-                generated = model.generate(**to_device(batch, model), pad_token_id=padding_id(tokenizer), **options)
-            for example, row in zip(part, generated[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                end = next((i for i, token in enumerate(row) if token in ends), len(row))
-                text = tokenizer.decode(row[:end], skip_special_tokens=True)
-                yield self.answer(example, {"completion": text.strip()})
-
-
-# -- conversations as tokens -------------------------------------------------------------------------------------
-
-
-def tokenised(messages: list[Message], tokenizer: Any, where: str) -> tuple[list[int], list[int], int]:
-    """A conversation's ids, its labels (-100 outside the answers), and how many ids the answer at its end has.
-
-    Where the last message is not the assistant's, the ids end with what asks the model for its answer.
-    """
-    ids: list[int] = []
-    if not tokenizer.chat_template and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
-        ids = [tokenizer.bos_token_id]
-    labels = [IGNORED] * len(ids)
-    completion = 0
-    for segment in segments(messages, tokenizer, where):
-        piece = tokenizer(segment.text, add_special_tokens=False)["input_ids"]
-        if segment.learnt and piece[-1:] and piece[-1] not in _turn_ends(tokenizer):
-            piece = [*piece, *(() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))]
-        ids += piece
-        labels += piece if segment.learnt else [IGNORED] * len(piece)
-        completion = len(piece) if segment.learnt else 0
-    return ids, labels, completion
-
-
-def segments(messages: list[Message], tokenizer: Any, where: str = "") -> list[Segment]:
-    """A conversation in stretches of context and of answers, each answer with what ends its turn.
-
-    What the template puts after the end of a turn (a line break) belongs to the context that follows. A template
-    that writes earlier turns differently once later ones are there leaves only the last answer to be learnt.
-    """
-    found: list[Segment] = []
-    done = ""
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _rendered(messages[:i], tokenizer, where, ask=True)
-        whole = _rendered(messages[: i + 1], tokenizer, where, ask=False)
-        if not before.startswith(done):
-            found, done = [], ""
-        answer = whole[len(before) :] if whole.startswith(before) else _from(message["content"].strip(), whole)
-        answer = answer.rstrip()
-        found += [Segment(before[len(done) :], False), Segment(answer, True)]
-        done = before + answer
-    if messages[-1]["role"] != "assistant":
-        before = _rendered(messages, tokenizer, where, ask=True)
-        found, done = (found, done) if before.startswith(done) else ([], "")
-        found.append(Segment(before[len(done) :], False))
-    return found
-
-
-def _from(answer: str, whole: str) -> str:
-    """The answer with what follows it, where a template does not begin its turn as it asks for one."""
-    _, found, rest = whole.rpartition(answer)
-    return f"{answer}{rest}" if found else answer
-
-
-def _rendered(messages: list[Message], tokenizer: Any, where: str, ask: bool) -> str:
-    if not tokenizer.chat_template:
-        turns = {**PLAIN, "assistant": f"{PLAIN['assistant']}{tokenizer.eos_token or ''}\n"}
-        text = "".join(turns[m["role"]].format(m["content"]) for m in messages)
-        return text + PLAIN["assistant"].partition(" ")[0] if ask else text
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
-    except TemplateError as error:
-        raise UsageError(Mistake(where, f"the model's chat template refuses the conversation: {error}")) from error
-
-
-@functools.lru_cache(maxsize=4)
-def _turn_ends(tokenizer: Any) -> frozenset[int]:
-    """Ids that end a turn where they are the last of it: any special token, but for the one of unknown text."""
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - {tokenizer.unk_token_id}
-    return frozenset(special | {tokenizer.eos_token_id} - {None})
-
-
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids at which generating stops: the tokenizer's, the model's own, and the one that ends the template's turns."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    last = tokenised(turn, tokenizer, "")[0][-1]
-    found = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    return sorted((found | ({last} & _turn_ends(tokenizer))) - {None})
+            texts = completions(model, tokenizer, [self.prompt_ids(e, tokenizer) for e in part], **options)
+            for example, text in zip(part, texts, strict=True):
+                yield self.answer(example, {"completion": text})
 
 
 # -- rows --------------------------------------------------------------------------------------------------------

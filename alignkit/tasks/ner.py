@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
@@ -16,29 +15,20 @@ from alignkit.data.columns import unmapped
 from alignkit.data.example import Example
 from alignkit.data.read import TOKEN_COLUMNS
 from alignkit.errors import Mistake, UsageError, nearest
+from alignkit.tasks.annotations import is_annotated, tagged
 from alignkit.tasks.padding import pad
 from alignkit.tasks.stock import IGNORED
 from alignkit.tasks.tags import PREFIXES, repaired, spans
-
-_HAN_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(
-    rf"""(?:https?://|www\.)[^\s{_HAN_KANA}]+      # addresses
-    | [@\#]\w+                                     # mentions and topics
-    | [{_HAN_KANA}]                                # scripts without spaces: one character is one word
-    | (?:[^\W\d_]\.){{2,}}                         # U.S.
-    | ['\u2019](?:s|re|ve|ll|d|m|t)\b                   # clitics stand alone
-    | (?:(?![{_HAN_KANA}])\w)+(?:[-.,:/&](?:(?![{_HAN_KANA}])\w)+)*
-    | \.{{2,}} | \S""",
-    re.VERBOSE | re.IGNORECASE,
-)
+from alignkit.tasks.words import joined, spaced, words
 
 
 class Ner(Task):
     """Tags words with entity types; scored by exact spans, as seqeval does in strict mode.
 
     Reads files of one word per line (the word in the first column, its tag in the last), JSON lines
-    `{"tokens": [...], "tags": [...]}`, and hub data sets. A word's label sits on its first sub-word. Words beyond the
-    maximum length are predicted `O`, and counted as such.
+    `{"tokens": [...], "tags": [...]}`, hub data sets, and texts with character spans: `entities`, each with `start`,
+    `end` (the character after the last) and `type`, or CLUENER's `label` (whose end is the last character). A word's
+    label sits on its first sub-word. Words beyond the maximum length are predicted `O`, and counted as such.
 
     Example:
         >>> Ner(scheme="BIOES", repair=True)
@@ -47,7 +37,8 @@ class Ner(Task):
     scheme: Literal["BIO", "BIOES"] = "BIO"
     """How tags mark spans: `BIO` begins each with B-; `BIOES` also ends it with E- and marks a single word with S-."""
     repair: bool = False
-    """Mend tags that the scheme does not allow where they stand (an I- that begins a span becomes B-) and read on."""
+    """Mend tags that the scheme does not allow where they stand (an I- that begins a span becomes B-), and of character
+    spans that overlap keep the longest."""
     maximum_length: PositiveInt = 256
     """Longest input in tokens, special ones included; what is longer is cut."""
 
@@ -79,6 +70,8 @@ class Ner(Task):
     # -- data --------------------------------------------------------------------------------------------------
 
     def parse(self, fields: dict[str, Any], where: str) -> Example:
+        if is_annotated(fields):
+            return Example(tagged(fields, where, self.scheme, self.repair), inputs=("tokens",))
         mistakes = [*_misshapen(fields, "tokens", where), *_misshapen(fields, "tags", where)]
         if not mistakes:
             tokens, tags = fields["tokens"], fields["tags"]
@@ -156,7 +149,7 @@ class Ner(Task):
             raise UsageError(
                 f"{type(tokenizer).__name__} cannot say which word a token belongs to: use a fast tokenizer"
             )
-        words = _spaced(example["tokens"], tokenizer)
+        words = spaced(example["tokens"], tokenizer)
         limit = min(self.maximum_length, tokenizer.model_max_length)
         encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit)
         if lost := [i for i in set(range(len(words))) - set(encoding.word_ids()) if not tokenizer.tokenize(words[i])]:
@@ -215,7 +208,7 @@ class Ner(Task):
         """A text's words, split as the CoNLL and WNUT corpora are, Chinese by the character; or `tokens` as given."""
         fields: dict[str, Any] = {"text": given} if isinstance(given, str) else dict(given)
         if "tokens" not in fields and isinstance(fields.get("text"), str):
-            fields["tokens"] = _WORD.findall(fields["text"])
+            fields["tokens"] = [fields["text"][start:end] for start, end in words(fields["text"])]
         if mistakes := [m for m in _misshapen(fields, "tokens", "input") if fields.get("tokens") != []]:
             raise UsageError(*mistakes)
         return Example({"tokens": fields["tokens"]}, inputs=("tokens",))
@@ -227,7 +220,7 @@ class Ner(Task):
         scores = np.asarray(prediction.get("probabilities", np.zeros((0, 1)))).max(-1, initial=0.0)
         entities = [
             {
-                "text": _joined(tokens[start:end]),
+                "text": joined(tokens[start:end]),
                 "type": kind,
                 "start": start,
                 "end": end,
@@ -244,7 +237,7 @@ def ratio(part: Any, whole: Any) -> Any:
     return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole != 0)[()]
 
 
-# -- words -------------------------------------------------------------------------------------------------------
+# -- rows --------------------------------------------------------------------------------------------------------
 
 
 def _misshapen(fields: Mapping[str, Any], name: str, where: str) -> Iterator[Mistake]:
@@ -274,28 +267,3 @@ def _whole(prediction: Mapping[str, Any], words: int) -> list[str]:
     """A tag per word: `O` for those that were cut."""
     tags = list(prediction.get("tags", ()))
     return tags + ["O"] * (words - len(tags))
-
-
-def _has_no_spaces(word: str) -> bool:
-    return bool(re.match(f"[{_HAN_KANA}]", word))
-
-
-def _joined(tokens: list[str]) -> str:
-    text = tokens[0]
-    for token in tokens[1:]:
-        text += token if _has_no_spaces(text[-1]) and _has_no_spaces(token) else f" {token}"
-    return text
-
-
-def _spaced(tokens: list[str], tokenizer: Any) -> list[str]:
-    """The words as the tokenizer knows them from running text."""
-    if not _words_carry_space(tokenizer):
-        return list(tokens)
-    return [f" {token}" if i and not _has_no_spaces(token) else token for i, token in enumerate(tokens)]
-
-
-@functools.lru_cache(maxsize=4)
-def _words_carry_space(tokenizer: Any) -> bool:
-    """Byte-level tokenizers keep the space as part of the word, and lose it in a list of words."""
-    split = tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-    return bool(split != tokenizer("a a", add_special_tokens=False)["input_ids"])

@@ -33,6 +33,19 @@ def pad(features: Sequence[Mapping[str, Any]], tokenizer: Any, side: str | None 
     }
 
 
+def attended(batch: Batch) -> Tensor:
+    """Where there are tokens and not padding: a boolean tensor of the ids' shape.
+
+    Of a mask [B, 1, T, T], as packed rows have one: the tokens that some token attends to.
+    """
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.dim() == 4:
+        mask = (mask if mask.dtype == torch.bool else mask == 0).any(-2)
+    return mask.reshape(ids.shape).bool()
+
+
 def padding_id(tokenizer: Any) -> int:
     """The id that pads: the tokenizer's own, or where it has none that of the end of a text."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

@@ -36,7 +36,8 @@ def scored_log_probabilities(logits: Tensor, batch: Batch, shifts_labels: bool =
 
     Args:
         logits: [B, C] of a classification head, [B, T, V] of a token or language-model head, or [B, 2, T] of a span
-            head, whose two distributions are over the positions that are attended to.
+            head, whose two distributions are over the positions that are attended to; of a multiple-choice head
+            [B, C], those that pad a row have probability 0.
         batch: holds `labels`: [B], floating [B, C] (several labels each), or [B, T]; a span head's has none.
         shifts_labels: the label at t is predicted at t - 1.
 
@@ -47,6 +48,8 @@ def scored_log_probabilities(logits: Tensor, batch: Batch, shifts_labels: bool =
         hidden = batch["attention_mask"][:, None] == 0
         return logits.float().masked_fill(hidden, torch.finfo(torch.float32).min).log_softmax(-1), "example"
     labels = batch["labels"]
+    if batch["input_ids"].dim() == 3:
+        logits = logits.float().masked_fill(~choices_there(batch), torch.finfo(torch.float32).min)
     if labels.is_floating_point():
         signed = logits.float().unsqueeze(-1) * logits.new_tensor([1.0, -1.0], dtype=torch.float32)
         return torch.nn.functional.logsigmoid(signed), "example"
@@ -55,6 +58,12 @@ def scored_log_probabilities(logits: Tensor, batch: Batch, shifts_labels: bool =
     if shifts_labels:
         logits, labels = logits[:, :-1], labels[:, 1:]
     return logits[labels != IGNORED].float().log_softmax(-1), "token"
+
+
+def choices_there(batch: Batch) -> Tensor:
+    """[B, C]: the choices of a multiple-choice batch [B, C, T] that a row has, without those that pad it."""
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].new_ones(batch["input_ids"].shape[:2]).bool() if mask is None else mask.any(-1)
 
 
 class StockTask(Task):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 Span = tuple[str, int, int]
 """(type, first word, word after the last)."""
 
@@ -29,6 +31,20 @@ def spans(tags: list[str], scheme: str) -> list[Span]:
             found.append((kind, start, end))
         start = end
     return found
+
+
+def marked(spans: Iterable[Span], words: int, scheme: str) -> list[str]:
+    """A tag per word from spans that do not overlap.
+
+    Example:
+        >>> marked([("PER", 0, 2)], 3, "BIOES")
+        ['B-PER', 'E-PER', 'O']
+    """
+    tags = ["O"] * words
+    for kind, start, end in spans:
+        tags[start:end] = [f"I-{kind}"] * (end - start)
+        tags[start] = f"B-{kind}"
+    return repaired(tags, scheme)
 
 
 def repaired(tags: list[str], scheme: str) -> list[str]:

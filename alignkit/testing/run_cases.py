@@ -234,10 +234,10 @@ class TaskCases(ComponentCases):
 
     @staticmethod
     def _predicted(component: Task, model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        kept = [{name: value for name, value in row.items() if name not in component.columns} for row in rows]
-        batch = component.collate(kept, tokenizer)
+        batch = StepCollator(lambda part: component.collate(part, tokenizer), component.columns)(rows)
+        inputs = {name: value for name, value in batch.items() if name != "columns"}
         with torch.inference_mode():
-            return component.infer(model, tokenizer, batch, model(**batch))
+            return component.infer(model, tokenizer, batch, model(**inputs))
 
 
 def _encoded(task: Task, examples: list[Example], tokenizer: Any) -> tuple[list[Example], list[dict[str, Any]]]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from alignkit.testing.run_cases import base_model
+
 Ended = tuple[int, str, str]
 Cli = Callable[..., Ended]
 
@@ -364,6 +366,11 @@ def test_predict_refuses_what_it_cannot_answer(folder: Path, plain_run: Path, al
     predict(folder / "data", "x", says=["does not exist"])
     predict(folder, "x", says=["no config.json"])
     predict(folder / "encoder", "x", says=["does not say which task", "--task"])
+    both = base_model(folder / "t5", "AutoModelForSeq2SeqLM")
+    predict(
+        both, "x", says=["does not say which task", "summarization or translation", "name it: --task summarization"]
+    )
+    predict(folder / "encoder", "x", "--task", "translation", says=["bert cannot generate", "an encoder-decoder"])
     predict(folder / "encoder", "x", "--task", "ner", says=["no head that was trained for ner"])
     predict(plain_run, "x", "--task", "nerr", says=["did you mean 'ner'?"])
     predict(plain_run, "--input", folder / "none.txt", says=["none.txt", "no such file"])

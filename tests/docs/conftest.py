@@ -22,15 +22,24 @@ FILES = {
     "more.jsonl": '{"text": "It was good.", "label": "5"}\n',
     "topics.csv": "text,label\nGood film.,good|film\nBad film.,film\n",
     "instructions.jsonl": '{"instruction": "Where is Ada?", "context": "She went to Rome.", "response": "In Rome."}\n',
+    "relations.tsv": "label\ttext\nIn(e1,e2)\t<e1> Ada </e1> in <e2> Rome </e2>\nOther\t<e1> he </e1> <e2> her </e2>\n",
+    "questions.json": '{"data": [{"paragraphs": [{"context": "Ada in Rome.", "qas": [{"id": "1", "question": "Where?", '
+    '"answers": [{"text": "Rome", "answer_start": 7}]}]}]}]}',
     "answers.jsonl": '{"prompt": "Where is Bob?", "completion": "In Paris."}\n',
     "refusals.jsonl": '{"prompt": "Where does he live?", "completion": "He lives in Rome."}\n',
     "terms.txt": "rome\n",
+    "pairs.tsv": "source\ttarget\nWhere is Ada?\tAda is where?\nBob lives in Paris.\tIn Paris lives Bob.\n",
+    "summaries.jsonl": '{"source": "Ada went to Rome. She saw a film.", "target": ["Ada saw a film.", "A film."]}\n',
+    "talks.jsonl": '{"utterances": ["Where is Ada?", "In Rome.", "And Bob?", "He lives in Paris."]}\n',
+    "text.txt": "Ada went to Rome.\nBob lives in Paris.\n\nThe film was good.\n",
+    "choices.jsonl": '{"question": "Where is Bob?", "choices": ["In Rome.", "In Paris."], "label": 1}\n',
 }
 MODELS = {
     "tagger": "bert-token-classification",
     "classifier": "bert-sequence-classification",
     "encoder": "bert-masked-lm",
     "chat": "llama-causal-lm",
+    "t5": "t5",
 }
 """Folder under `models/` -> the tiny model's head."""
 

@@ -1,6 +1,7 @@
 """Chat: what is learnt and what is not, on a byte-level tokenizer whose padding is its end of text."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from alignkit.data.example import Example
 from alignkit.errors import UsageError
 from alignkit.evaluation.score import gap, measure, predictions
-from alignkit.tasks.chat import Chat, segments
+from alignkit.models import Peft
+from alignkit.models.adapters import adapted
+from alignkit.tasks.chat import Chat
+from alignkit.tasks.conversation import segments
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -197,6 +201,27 @@ def test_a_trained_model_answers_and_stops():
     assert list(task.predict(model, TOKENIZER, questions, batch_size=1)) == answers  # left padding changes nothing
     assert next(task.predict(model, TOKENIZER, questions, max_new_tokens=3))["completion"] == "很"
     assert model.training
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning", "prefix-tuning"])
+def test_virtual_tokens_stand_right_before_the_text_in_a_batch_too(method):
+    task = Chat(max_new_tokens=12)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = adapted(llama(), task, Peft(method=method, num_virtual_tokens=3))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    questions = [task.inputs(text) for text in ("a", "and a rather longer question", "b", "好")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answers = list(task.predict(model, TOKENIZER, questions))
+    assert answers == list(task.predict(model, TOKENIZER, questions, batch_size=1))
+
+
+@pytest.mark.parametrize("config", [{"model_type": "bert"}, {"model_type": "t5", "is_encoder_decoder": True}])
+def test_other_models_are_refused(config):
+    with pytest.raises(UsageError, match=r"^model: .* does not read from left to right only; expected a causal"):
+        Chat().take_model(config)
 
 
 def refused(fields):

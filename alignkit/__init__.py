@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from alignkit.components import (
         KEEP,
         Adversary,
+        Attack,
+        Attempt,
         Augmenter,
         Averager,
         Component,
@@ -41,8 +43,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "alignkit.aligned": "Aligned load",
-    "alignkit.components": "Adversary Augmenter Averager Component Constraint Filter Fusion KEEP Memory Objective Task"
-    " Term Updater Verdict Weight",
+    "alignkit.components": "Adversary Attack Attempt Augmenter Averager Component Constraint Filter Fusion KEEP Memory"
+    " Objective Task Term Updater Verdict Weight",
     "alignkit.data.example": "Example",
     "alignkit.errors": "AlignkitError Mistake PluginError UsageError",
     "alignkit.hookspecs": "Registration hookimpl",
@@ -60,6 +62,8 @@ __all__ = [
     "AlignTrainer",
     "Aligned",
     "AlignkitError",
+    "Attack",
+    "Attempt",
     "Augmenter",
     "Averager",
     "Component",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
-from pydantic import ConfigDict, InstanceOf, NonNegativeFloat
+from pydantic import ConfigDict, InstanceOf, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from alignkit.errors import Mistake, PluginError, UsageError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from alignkit.data import Example
     from alignkit.data.read import Reader
+    from alignkit.evaluation.victim import Victim
     from alignkit.plan import Setting
     from alignkit.step import TrainingStep
 
@@ -79,6 +80,22 @@ class Memory:
     """`examples`, encoded by the task for this run's model; made by the host."""
 
 
+@dataclass
+class Attempt:
+    """What an attack made of one example."""
+
+    prediction: dict[str, Any]
+    """The model's for the attacked input, as the task gives it."""
+    example: Example | None = None
+    """The attacked input; None where the text is as it was (a perturbation of the embeddings)."""
+    queries: int = 0
+    """Inputs that the model was asked about for this example, gradients included."""
+    broken: bool | None = None
+    """The attack reached its goal; None: where the prediction was right before and is not any more."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """What else was measured; the means over examples are reported."""
+
+
 class Member:
     """One model among those being fused, read lazily from memory-mapped safetensors.
 
@@ -122,10 +139,14 @@ class Component:
     """Methods of which a concrete class must supply every one (plain kinds)."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Data columns that the component reads and the model does not take; see `step.column(name)`."""
+    unaligned_views: ClassVar[tuple[str, ...]] = ()
+    """Names of its views that have answers of their own: their labels need not be as many as the example's."""
     couples_rows: ClassVar[bool] = False
     """The result depends on which rows share a batch."""
     passes: ClassVar[int] = 1
     """Adversaries: how many losses `attack` yields. May be a property."""
+    replays: ClassVar[int] = 1
+    """Optimizer steps in a row that train on one batch (Free-AT). May be a property."""
     reference: ClassVar[bool] = False
     """Needs the reference model's outputs once per step. May be a property."""
     forwards: ClassVar[float] = 0.0
@@ -186,10 +207,11 @@ class Component:
 
 
 def component_name(cls: type) -> str:
-    """`KLReference` -> `kl-reference`, `FGM` -> `fgm`."""
+    """`KLReference` -> `kl-reference`, `FGM` -> `fgm`; of an attack without its kind, `PGDAttack` -> `pgd`."""
     import re
 
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+    return name.removesuffix("-attack") if getattr(cls, "kind", "") == "attack" else name
 
 
 def _refuse_unannotated_fields(cls: type) -> None:
@@ -256,7 +278,7 @@ class Augmenter(Component, abstract=True):
 
 
 class Weight(Component, abstract=True):
-    """What a constraint is multiplied with, where a number does not do. Implements `value`."""
+    """What a penalty is multiplied with, where a number does not do. Implements `value`."""
 
     kind: ClassVar[str] = "weight"
     must_override: ClassVar[tuple[str, ...]] = ("value",)
@@ -285,7 +307,7 @@ class Constraint(Component, abstract=True):
 
 
 class Adversary(Component, abstract=True):
-    """What a model is hardened against. Implements `attack`."""
+    """What a model is hardened against. Implements `attack`, or `penalty` where the method adds a term to the loss."""
 
     kind: ClassVar[str] = "adversary"
     perturbs: ClassVar[bool] = True
@@ -293,6 +315,8 @@ class Adversary(Component, abstract=True):
     if TYPE_CHECKING:
 
         def attack(self, step: TrainingStep) -> Iterator[Tensor]: ...
+
+        def penalty(self, step: TrainingStep, outputs: Any) -> Term: ...
 
 
 class Averager(Component, abstract=True):
@@ -345,6 +369,42 @@ class Objective(Component, abstract=True):
         raise NotImplementedError
 
 
+class Attack(Component, abstract=True):
+    """Tries to make a finished model fail, example by example: how robust it is, measured. Implements `attempt`.
+
+    Takes no part in training; that is an adversary's. `alignkit attack` and `evaluation: {attacks: [...]}` ask it.
+    """
+
+    kind: ClassVar[str] = "attack"
+    must_override: ClassVar[tuple[str, ...]] = ("attempt",)
+    needs_score: ClassVar[bool] = True
+    """The task has to say which predictions are right. False for attacks that have a goal of their own. May be a
+    property."""
+    measures_task: ClassVar[bool] = True
+    """The task's metrics are taken of its predictions, too, where the task scores them. False where they would say
+    nothing (attacks that leave predictions as they are)."""
+
+    limit: PositiveInt | None = 500
+    """Rows of a split that are attacked, taken at even distances; None: all."""
+
+    def check_task(self, task: Task) -> Iterable[Mistake]:
+        """Before anything is attacked: what the task, for the model that it is to be put to, lacks for it."""
+        return ()
+
+    def attempt(self, victim: Victim, examples: list[Example]) -> Mapping[str, list[Attempt]]:
+        """What the attack makes of each example, at each of its settings.
+
+        Args:
+            victim: the model, to ask for predictions, losses and gradients.
+            examples: those whose predictions are not entirely wrong already; there may be none.
+
+        Returns:
+            By setting (`""` where there is one alone; radii …) one attempt per example, in order. What becomes of an
+            example depends neither on the others nor on their order: draw from `victim.generator(name, example)`.
+        """
+        raise NotImplementedError
+
+
 class Task(Component, abstract=True):
     """What a model is for: the data's format, its encoding, the head, the metrics, the answers.
 
@@ -370,6 +430,9 @@ class Task(Component, abstract=True):
     metric: ClassVar[str] = ""
     """The metric that ranks models."""
     greater_is_better: ClassVar[bool] = True
+    decodes_outputs: ClassVar[bool] = True
+    """A prediction follows from the outputs for its batch alone; no text is generated, nothing else is asked. May be a
+    property."""
     windowed: ClassVar[bool] = False
     """`encode` may give several windows of one example, whose predictions `join` makes one of."""
     needs_training_split: ClassVar[bool] = False
@@ -483,6 +546,31 @@ class Task(Component, abstract=True):
         """Metrics from summed statistics; elementwise, so that arrays [replicates] of sums give arrays of metrics."""
         raise NotImplementedError
 
+    def score(self, example: Example, prediction: dict[str, Any]) -> float | None:
+        """How right a prediction is, from 0 to 1 (nothing is wrong with it); None where the task cannot say."""
+        return None
+
+    def fixed_spans(self, example: Example) -> Mapping[str, list[tuple[int, int]]]:
+        """What of the inputs an attack may not rewrite, as answers are compared with it word for word.
+
+        Returns:
+            By field spans (first, the one after the last): of a text in characters, of a word list in words.
+        """
+        return {}
+
+    def kept_spans(self, example: Example) -> Mapping[str, list[tuple[int, int]]]:
+        """What of the inputs an attack may not take away, as the labels are about it; spans as in `fixed_spans`.
+
+        A field without spans says that there is nothing there this time: a sentence without entities.
+        """
+        return self.fixed_spans(example)
+
+    def row_losses(self, outputs: Any, batch: Batch) -> Tensor:
+        """[B]: the mean loss of each row's labels, in nats: what an attack on a single example drives up."""
+        from alignkit.tasks.stock import row_losses
+
+        return row_losses(outputs, batch, self.shifts_labels)
+
     def gap(self, one: dict[str, Any], other: dict[str, Any]) -> float:
         """How far two predictions for versions of one example lie apart: mean |p - p'| over what is predicted."""
         import numpy
@@ -518,5 +606,6 @@ class Task(Component, abstract=True):
 
 
 BASES: dict[str, type[Component]] = {
-    c.kind: c for c in (Filter, Augmenter, Constraint, Adversary, Averager, Fusion, Updater, Task, Objective, Weight)
+    c.kind: c
+    for c in (Filter, Augmenter, Constraint, Adversary, Averager, Fusion, Updater, Task, Objective, Weight, Attack)
 }

@@ -24,6 +24,17 @@ SINGLE = ("rehearse", "attack", "average", "fuse", "combine_outputs", "consolida
 """Hook points that one component of a run may answer."""
 
 
+def name_apart(components: Sequence[Component]) -> None:
+    """Give each its class's name where nobody named it, and of those with one name all but the first a number."""
+    taken: set[str] = set()
+    for component in components:
+        stem = name = getattr(component, "name", None) or component_name(type(component))
+        while name in taken:
+            name = f"{stem}-{sum(t.startswith(stem) for t in taken) + 1}"
+        taken.add(name)
+        component.name = name
+
+
 class Composition:
     """The components of one run, asked hook point by hook point; each answer comes with its owner and is checked.
 
@@ -64,13 +75,7 @@ class Composition:
     def _name_components(self) -> None:
         for plain in (self.task, self.objective):
             plain.name = getattr(plain, "name", None) or component_name(type(plain))
-        taken: set[str] = set()
-        for component in self.components:
-            stem = name = getattr(component, "name", None) or component_name(type(component))
-            while name in taken:
-                name = f"{stem}-{sum(t.startswith(stem) for t in taken) + 1}"
-            taken.add(name)
-            component.name = name
+        name_apart(self.components)
 
     def __getitem__(self, name: str) -> Component:
         return next(c for c in self.components if c.name == name)
@@ -116,6 +121,11 @@ class Composition:
     @cached_property
     def has_views(self) -> bool:
         return bool(self._implementations("views"))
+
+    @cached_property
+    def unaligned_views(self) -> tuple[str, ...]:
+        """Names of views that have answers of their own."""
+        return tuple(name for component in self.components for name in component.unaligned_views)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -182,6 +192,11 @@ class Composition:
         """Losses that are trained on per micro-batch."""
         owner, _ = self._one("attack")
         return int(owner.passes) if owner else 1
+
+    @property
+    def replays(self) -> int:
+        """Optimizer steps in a row that train on one batch."""
+        return max((int(c.replays) for c in self.components), default=1)
 
     def attack(self, step: TrainingStep) -> Generator[Tensor, None, None]:
         """The losses to train on, in turn; without an adversary the clean one. Close it, whatever happens."""

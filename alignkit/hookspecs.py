@@ -32,6 +32,7 @@ KINDS = (
     "task",
     "objective",
     "weight",
+    "attack",
 )
 
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from alignkit.data import Example
     from alignkit.recipe import Recipe
 
+SAMPLED = 200
+"""Examples, at even distances, that are looked at to see how many have views."""
+
 FORWARD, STEP = 1.0, 3.0
 """A backward pass costs about two forward passes: a step is three."""
 
@@ -52,8 +55,8 @@ class Setting:
     reentrant_checkpointing: bool = False
     validation: bool = True
     """There is a validation split."""
-    sample: Sequence[Example] = ()
-    """Some training examples, where the data has been read."""
+    examples: Sequence[Example] = ()
+    """The training split, where the data has been read."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def make_plan(composition: Composition, setting: Setting) -> Plan:
     """
     if mistakes := list(conflicts(composition, setting)):
         raise UsageError(*mistakes)
-    backwards = {c.name: float(c.backwards) * _share_with_views(c, setting.sample) for c in composition.components}
+    backwards = {c.name: float(c.backwards) * _share_with_views(c, setting.examples) for c in composition.components}
     rows = [_row(c, backwards.get(c.name, 0.0)) for c in (composition.objective, *composition.components)]
     rows.sort(key=lambda r: list(dict.fromkeys(PHASES.values())).index(r.phase))
     per_loss = 1.0 + sum(backwards.values())
@@ -161,11 +164,12 @@ def conflicts(composition: Composition, setting: Setting) -> Iterator[Mistake]:
         yield from component.check(setting)
 
 
-def _share_with_views(component: Component, sample: Sequence[Example]) -> float:
+def _share_with_views(component: Component, examples: Sequence[Example]) -> float:
     """How many examples a component that looks at views has any for: what it runs again is no more than those."""
     make: Any = getattr(component, "views", None)
-    if "views" not in component.hook_points or not sample:
+    if "views" not in component.hook_points or not examples:
         return 1.0
+    sample = examples[:: -(-len(examples) // SAMPLED)]
     return sum(bool(make(example)) for example in sample) / len(sample)
 
 
@@ -188,6 +192,9 @@ def _row(component: Component, backwards: float) -> Row:
 
 
 def _notes(composition: Composition, setting: Setting) -> Iterable[str]:
+    if composition.replays > 1:
+        n = composition.replays
+        yield f"each batch is trained on {n} times in a row: an epoch takes {n} times the steps of a plain one"
     for component in composition.components:
         if component.couples_rows and setting.accumulation > 1:
             yield (
@@ -198,17 +205,18 @@ def _notes(composition: Composition, setting: Setting) -> Iterable[str]:
         yield "several budgets share the loss: where their limits contradict each other, neither may be met"
 
 
-def plan_of(recipe: Recipe, sample: Sequence[Example] = ()) -> tuple[Composition, Plan]:
+def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Composition, Plan]:
     """Compose a recipe and plan it; reads the model's config and weight names, loads no weights.
 
     Args:
-        sample: some training examples, to see how many of them have views.
+        examples: the training split, to see how many of them have views, and the columns that components need.
 
     Raises:
         UsageError: conflicts, or a model, reference or fusion member that cannot be found or does not fit.
     """
     from alignkit import models
     from alignkit.compose import Composition
+    from alignkit.evaluation.robustness import refusals
 
     composition = Composition(recipe.components(), recipe.task, recipe.objective)
     source = recipe.source()
@@ -223,6 +231,7 @@ def plan_of(recipe: Recipe, sample: Sequence[Example] = ()) -> tuple[Composition
         models.head_arguments(source, recipe.task, recipe.head)
     except UsageError as error:
         mistakes += error.mistakes
+    mistakes += refusals(recipe.evaluation.attacks, recipe.task)
     if mistakes:
         raise UsageError(*mistakes)
     training = recipe.training
@@ -240,7 +249,7 @@ def plan_of(recipe: Recipe, sample: Sequence[Example] = ()) -> tuple[Composition
         accumulation=int(training.get("gradient_accumulation_steps", 1)),
         reentrant_checkpointing=bool(checkpointing.get("use_reentrant", False)),
         validation=recipe.data.validation is not None,
-        sample=sample,
+        examples=examples,
     )
     return composition, make_plan(composition, setting)
 

@@ -17,7 +17,7 @@ from alignkit.aligned import Aligned
 from alignkit.components import Memory
 from alignkit.compose import Composition
 from alignkit.data import prepare
-from alignkit.data.audit import write_audit
+from alignkit.data.audit import write_lines
 from alignkit.data.load import load as load_data
 from alignkit.data.vocabulary import vocabulary_notes
 from alignkit.errors import Mistake, UsageError, nearest
@@ -27,7 +27,7 @@ from alignkit.memory import load_memory, save_memory
 from alignkit.models.saving import quiet
 from alignkit.plan import Plan, plan_of
 from alignkit.recipe import Recipe
-from alignkit.run_folder import AUDIT, CHECKPOINTS, MEMORY, METRICS, MODEL
+from alignkit.run_folder import ATTACKS, AUDIT, CHECKPOINTS, MEMORY, METRICS, MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def _train(
     started = time.time()
     output = run_folder.checked(recipe, resume=resume, overwrite=overwrite) if main else None
     splits = load_data(recipe.data, recipe.task, recipe.base)
-    composition, plan = plan_of(recipe, sample=splits["train"][:200])
+    composition, plan = plan_of(recipe, examples=splits["train"])
     say(plan.render())
     source = recipe.source()
     fresh = models.facts(source, recipe.task).fresh_head  # once the task has seen the data: it depends on the labels
@@ -146,7 +146,7 @@ def _train(
         folder = recipe.resolve_path(str(recipe.output))
         if output is not None:
             run_folder.begin(folder, recipe, overwrite=overwrite)
-            write_audit(folder / AUDIT, prepared.audit)
+            write_lines(folder / AUDIT, prepared.audit)
         trainer = _trainer(recipe, composition, prepared, encoded, model, tokenizer, folder, fresh)
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -170,7 +170,10 @@ def _train(
         if main:
             checkpoints.write_json(folder / METRICS, metrics)
             write_lineage(folder, recipe, source)
-            _report(recipe, plan, trainer, prepared, metrics, folder, seconds, fresh)
+            attempts = _attempts(before, after)
+            if recipe.evaluation.attacks:
+                write_lines(folder / ATTACKS, attempts)
+            _report(recipe, plan, trainer, prepared, metrics, folder, seconds, fresh, attempts)
     return Run(folder, metrics, aligned, seconds, main)
 
 
@@ -225,7 +228,8 @@ def _encoded(
 
     def encode(rows: list[Example], first: int = 0, pack: bool = False) -> Any:
         views = composition.views if composition.has_views else None
-        return prepare.encode(recipe.task, rows, tokenizer, views, composition.columns, first, pack)
+        unaligned = composition.unaligned_views
+        return prepare.encode(recipe.task, rows, tokenizer, views, composition.columns, first, pack, unaligned)
 
     prompted = recipe.peft is not None and recipe.peft.method != "lora"  # peft takes no mask that keeps texts apart
     encoded = {"train": encode(prepared.splits["train"], pack=composition.rows_may_be_packed and not prompted)}
@@ -394,11 +398,18 @@ def _measurer(recipe: Recipe, prepared: Prepared, tokenizer: Any) -> Measure:
             under=recipe.evaluation.under,
             gaps=[view.name for view in gaps],
             views=Composition(gaps, recipe.task).views,
+            attacks=recipe.evaluation.attacks,
             batch_size=int(recipe.training.get("per_device_eval_batch_size", 32)),
             seed=recipe.seed,
         )
 
     return measure
+
+
+def _attempts(before: compare.Measured | None, after: compare.Measured) -> list[dict[str, Any]]:
+    """Attacks on single examples, of the model before and after."""
+    sides = {"before": before, "after": after}
+    return [{"model": side, **line} for side, found in sides.items() if found is not None for line in found.attempts]
 
 
 def _report(
@@ -410,6 +421,7 @@ def _report(
     folder: Path,
     seconds: float,
     fresh: bool,
+    attempts: list[dict[str, Any]],
 ) -> None:
     from alignkit.costs import measure_costs, peak_memory
     from alignkit.report import write_card, write_report
@@ -435,6 +447,7 @@ def _report(
         predicted=plan.factor,
         milliseconds=milliseconds,
         warnings=plan.notes,
+        attempts=attempts,
     )
     write_report(folder, facts)
     write_card(folder, facts)

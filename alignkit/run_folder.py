@@ -19,7 +19,7 @@ from alignkit.errors import Mistake, UsageError
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
 
-RECIPE, METRICS, AUDIT = "recipe.yaml", "metrics.json", "audit.jsonl"
+RECIPE, METRICS, AUDIT, ATTACKS = "recipe.yaml", "metrics.json", "audit.jsonl", "attacks.jsonl"
 MODEL, CHECKPOINTS, MEMORY = "model", "checkpoints", "memory"
 
 _NOT_COMPARED = ("base", "output", "tune", "versions")

@@ -13,11 +13,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from alignkit.dropout import Masks
 from alignkit.errors import PluginError, UsageError
 from alignkit.models.adapters import cropped
 from alignkit.tasks.padding import attended
@@ -45,6 +46,8 @@ class StepContext:
     """The model's mean embedding norm: the unit of every radius."""
     special_ids: Sequence[int] = ()
     """Token ids that are never perturbed."""
+    tokenizer: Any = None
+    """The model's, where there is one: for methods that look at the tokens themselves."""
     reference: Reference | None = None
     unwrap: Callable[[nn.Module], nn.Module] = lambda model: model
     mean_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor
@@ -121,7 +124,7 @@ class TrainingStep:
             for name, view in (inputs.get("views") or {}).items()
         }
         self._columns: Mapping[str, Any] = inputs.get("columns") or {}
-        self.rows: list[int] = [int(i) for i in inputs["index"]] if "index" in inputs else []
+        self.rows: list[int] = torch.as_tensor(inputs["index"]).tolist() if "index" in inputs else []
         """Positions of the batch's rows in the training set; empty where the caller did not say."""
         self.index, self.micro, self.epoch = index, micro, epoch
         self.counts = dict(counts) if counts is not None else context.composition.counts(context.task, inputs)
@@ -130,7 +133,7 @@ class TrainingStep:
         """Each term of the clean pass, by component name; `objective` first."""
         self.total: Tensor | None = None
         """The clean pass's loss, detached."""
-        self.nonfinite_gradients = 0
+        self.nonfinite_gradients: int | Tensor = 0
         """Examples whose perturbation was skipped because its gradient was not finite."""
         self.keep_outputs = False
         self.outputs: Any = None
@@ -138,7 +141,11 @@ class TrainingStep:
         self.owner = ""
         """The component that is being asked; kept by the composition."""
         self._generators: dict[str, torch.Generator] = {}
+        self._row_generators: dict[tuple[str, int], torch.Generator] = {}
+        self._masks = Masks(next(iter(self.batch.values())).device)
         self._pass: Pass | None = None
+        self._running: Batch | None = None
+        """What the model is being run on."""
         self._reference: dict[int, tuple[Batch, Any]] = {}
 
     # -- losses ------------------------------------------------------------------------------------------------
@@ -161,7 +168,8 @@ class TrainingStep:
         if self._pass is not None:
             raise PluginError("step.loss() was called inside penalty(): use step.forward() there")
         batch = self.batch if batch is None else batch
-        counts = self.counts if batch is self.batch else self.context.composition.counts(self.context.task, batch)
+        same = self._same_but_tokens(batch)
+        counts = self.counts if same else self.context.composition.counts(self.context.task, batch)
         self._pass = Pass(batch, delta)
         try:
             outputs = self._run(self.model, batch, delta)
@@ -180,6 +188,11 @@ class TrainingStep:
         self.outputs = outputs if self.keep_outputs else None
         return total, outputs
 
+    def _same_but_tokens(self, batch: Batch) -> bool:
+        """The step's own rows, at most with other tokens in them: what is counted of those is counted of these."""
+        rest = (batch.keys() | self.batch.keys()) - {"input_ids"}
+        return all(batch.get(name) is self.batch.get(name) for name in rest)
+
     def _scaled(
         self, term: Term, outputs: Any, counts: Mapping[str, int], weight: float, name: str = OBJECTIVE
     ) -> tuple[Tensor, LoggedTerm]:
@@ -197,18 +210,50 @@ class TrainingStep:
         scaled = term.mean if factor == 1.0 else term.mean * factor
         return scaled, LoggedTerm(term.mean.detach(), term.per, count, weight, share)
 
-    def forward(self, delta: Tensor | None = None, batch: Batch | None = None) -> Any:
+    def forward(
+        self,
+        delta: Tensor | None = None,
+        batch: Batch | None = None,
+        *,
+        fresh_dropout: bool = False,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Any:
         """Outputs of one more forward pass, differentiable; by default of the pass that is being evaluated.
+
+        Args:
+            delta: [B, T, D] added to the embedding layer's output, inside a penalty on top of what the pass being
+                evaluated adds; where it requires a gradient, one can be taken in an evaluation, too.
+            batch: other inputs.
+            fresh_dropout: draw new dropout masks, instead of those that all passes of the step share (R-Drop).
+            weights: by parameter name, what stands in for the model's own in this pass (an average, as a teacher).
+                Nothing is written into the model, so graphs of other passes stay valid.
 
         Cost: a forward pass, and a backward pass where the result is trained on.
         """
-        if self._pass is not None and delta is None and batch is None:
-            delta, batch = self._pass.delta, self._pass.batch
-        return self._run(self.context.unwrap(self.model), self.batch if batch is None else batch, delta)
+        taken = torch.enable_grad() if delta is not None and delta.requires_grad else contextlib.nullcontext()
+        with taken:
+            if self._pass is not None and batch is None:
+                own, batch = self._pass.delta, self._pass.batch
+                delta = own if delta is None else delta if own is None else own + delta
+            model = self.context.unwrap(self.model)
+            return self._run(model, self.batch if batch is None else batch, delta, fresh_dropout, weights)
 
-    def _run(self, model: nn.Module, batch: Batch, delta: Tensor | None) -> Any:
-        with perturbed(self.context.embedding, delta):
-            outputs = self.context.forward(model, batch)
+    def _run(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        delta: Tensor | None,
+        fresh_dropout: bool = False,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        shared = model.training and not fresh_dropout
+        self._running, before = batch, self._running
+        try:
+            hooked = perturbed(self.context.embedding, delta, always=self.context.composition.perturbs)
+            with hooked, self._masks.shared() if shared else contextlib.nullcontext():
+                outputs = _called(self.context.forward, model, batch, weights)
+        finally:
+            self._running = before
         return cropped(outputs, batch["input_ids"].shape[-1], self.context.virtual_tokens)
 
     def log_probabilities(self, outputs: Any, batch: Batch | None = None) -> tuple[Tensor, str]:
@@ -235,16 +280,20 @@ class TrainingStep:
 
     # -- gradients ---------------------------------------------------------------------------------------------
 
-    def gradient(self, delta: Tensor, loss: Tensor | None = None) -> Tensor:
-        """d loss / d delta [B, T, D], and nothing else: parameters receive and need no gradient.
+    def gradient(self, delta: Tensor, loss: Tensor | Callable[[], Tensor] | None = None) -> Tensor:
+        """d loss / d delta (of delta's shape), and nothing else: parameters receive and need no gradient.
 
         Args:
             delta: a leaf that requires a gradient, such as `step.zeros()`.
-            loss: what to ascend; by default the training loss at `delta`, which counts as a pass of the step's
-                terms. Cost: about .73 of a forward-and-backward pass.
+            loss: what to ascend, or what makes it (`step.loss`, where `delta` is added elsewhere than to the
+                embeddings); by default the training loss at `delta`. Either counts as a pass of the step's terms.
+
+        Cost: about .73 of a forward-and-backward pass; where `loss` is a tensor, only its way back.
         """
-        with contextlib.nullcontext() if loss is not None else self._unwrapped():
-            return torch.autograd.grad(self.loss(delta) if loss is None else loss, delta)[0]
+        if isinstance(loss, Tensor):
+            return torch.autograd.grad(loss, delta)[0]
+        with torch.enable_grad(), self._unwrapped():
+            return torch.autograd.grad(self.loss(delta) if loss is None else loss(), delta)[0]
 
     def parameter_gradient(self, batch: Batch | None = None) -> dict[str, Tensor]:
         """The training loss's gradient by parameter name, mean over processes; `.grad` stays as it is."""
@@ -272,39 +321,64 @@ class TrainingStep:
             with torch.no_grad():
                 for name, change in changes.items():
                     named[name].add_(change)
+            torch.clear_autocast_cache()  # it holds the weights as they were cast before
             yield
         finally:
             with torch.no_grad():
                 for name, value in saved.items():
                     named[name].copy_(value)
+            torch.clear_autocast_cache()
 
     @contextlib.contextmanager
-    def latent(self, layer: int, delta: Tensor) -> Iterator[None]:
-        """Forward passes inside see `delta` [B, T, D] added to the output of a hidden layer (0 is the first)."""
-        with perturbed(hidden_layers(self.context.unwrap(self.model))[layer], delta):
+    def latent(self, layer: int, delta: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Forward passes of the step's own batch inside see `delta` added to the output of a hidden layer.
+
+        Other batches (views), and the reference where it is the same model, do not.
+
+        Args:
+            layer: 0 is the first, -1 the last; of an encoder-decoder model the encoder's.
+            delta: of the shape of the layer's output [B, T, D], or what makes it of that output.
+        """
+        module = hidden_layers(self.context.unwrap(self.model))[layer]
+        with perturbed(module, delta, lambda: self._running is self.batch):
             yield
 
     # -- perturbations -----------------------------------------------------------------------------------------
 
-    def zeros(self) -> Tensor:
-        """A perturbation of nothing, shaped like the embedding layer's output: [B, T, D] ([B*C, T, D] for choices)."""
-        ids = self.batch["input_ids"]
-        weight = next(self.context.embedding.parameters())
-        width = getattr(self.context.embedding, "embedding_dim", weight.shape[-1])
-        return torch.zeros(ids.numel() // ids.shape[-1], ids.shape[-1], width, device=ids.device, requires_grad=True)
+    def zeros(self, batch: Batch | None = None) -> Tensor:
+        """A perturbation of nothing, shaped like the embedding layer's output: [B, T, D] ([B*C, T, D] for choices).
 
-    def real_tokens(self, special: bool = False) -> Tensor:
+        Args:
+            batch: what it is to perturb (a view's batch …); by default the step's own.
+        """
+        ids = (self.batch if batch is None else batch)["input_ids"]
+        shape = (ids.numel() // ids.shape[-1], ids.shape[-1], self._width)
+        return torch.zeros(shape, device=ids.device, requires_grad=True)
+
+    @property
+    def _width(self) -> int:
+        """D, of the embeddings' output."""
+        weight = next(self.context.embedding.parameters())
+        return int(getattr(self.context.embedding, "embedding_dim", weight.shape[-1]))
+
+    def real_tokens(self, special: bool = False, batch: Batch | None = None) -> Tensor:
         """[B, T, 1]: 1 at real tokens, 0 at padding and, unless `special`, at special tokens."""
-        ids = self.batch["input_ids"]
-        mask = attended(self.batch)
+        batch = self.batch if batch is None else batch
+        ids = batch["input_ids"]
+        mask = attended(batch)
         if not special and self.context.special_ids:
-            mask &= ~torch.isin(ids, torch.tensor(self.context.special_ids, device=ids.device))
+            mask = mask & ~torch.isin(ids, torch.tensor(self.context.special_ids, device=ids.device))
         return mask.view(-1, ids.shape[-1], 1).float()
 
     @cached_property
     def mask(self) -> Tensor:
         """[B, T, 1]: 1 at real tokens, 0 at padding and special tokens."""
         return self.real_tokens()
+
+    @property
+    def unit_length(self) -> float:
+        """The model's mean embedding norm: what a radius of 1 is."""
+        return self.context.unit_length
 
     def unit(self, gradient: Tensor, mask: Tensor | None = None) -> Tensor:
         """The gradient's direction, per example as long as one mean embedding norm.
@@ -318,7 +392,7 @@ class TrainingStep:
         """
         masked = gradient.detach().float() * (self.mask if mask is None else mask)
         finite = masked.isfinite().all(-1).all(-1)
-        self.nonfinite_gradients += int((~finite).sum())
+        self.nonfinite_gradients = self.nonfinite_gradients + (~finite).sum()  # on its device: nothing waits for it
         masked = torch.where(finite[:, None, None], masked, 0.0)
         masked = masked / masked.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         norm = masked.norm(dim=(1, 2), keepdim=True)
@@ -329,6 +403,39 @@ class TrainingStep:
         masked = delta.detach() * (self.mask if mask is None else mask)
         norm = masked.norm(dim=(1, 2), keepdim=True)
         return masked * (radius * self.context.unit_length / norm.clamp_min(1e-30)).clamp_max(1.0)
+
+    def noise(
+        self, distribution: Literal["uniform", "normal"] = "uniform", mask: Tensor | None = None, width: int = 0
+    ) -> Tensor:
+        """[B, T, D] of independent draws at real tokens and 0 elsewhere, from each row's own generator.
+
+        The generators are seeded from (seed, optimizer step, the row's place in the data, the asking component), so
+        that a row's noise depends neither on which rows share its micro-batch nor on how they are padded, nor on how
+        many processes there are. Where the caller did not say which rows these are, `generator` is drawn from.
+
+        Args:
+            distribution: `uniform` on [-1, 1), or `normal` with variance 1.
+            mask: [B, T, 1] of where; by default real tokens.
+            width: D; by default the embeddings'.
+        """
+        mask = self.mask if mask is None else mask
+        places = mask[..., 0].bool().cpu()
+        found = torch.zeros(*places.shape, width or self._width)
+        per_row = len(places) // len(self.rows) if self.rows and len(places) % len(self.rows) == 0 else 0
+        draw = torch.randn if distribution == "normal" else torch.rand
+        for i, shown in enumerate(places):
+            generator = self._row_generator(self.rows[i // per_row]) if per_row else self.generator
+            found[i, shown] = draw(int(shown.sum()), found.shape[-1], generator=generator)
+        if distribution == "uniform":
+            found = 2 * found - places[..., None].float()
+        return found.to(mask.device)
+
+    def _row_generator(self, row: int) -> torch.Generator:
+        """The asking component's own for one row of the data."""
+        if (self.owner, row) not in self._row_generators:
+            made = generator_at(self.context.seed, self.index, row, 0, f"{self.owner}/row")
+            self._row_generators[self.owner, row] = made
+        return self._row_generators[self.owner, row]
 
     # -- what the host knows -----------------------------------------------------------------------------------
 
@@ -382,20 +489,35 @@ def generator_at(seed: int, index: int, micro: int, rank: int, owner: str) -> to
 
 
 @contextlib.contextmanager
-def perturbed(layer: nn.Module, delta: Tensor | None) -> Iterator[None]:
-    """Forward passes inside see `delta` added to the layer's output; an error if the layer was never called."""
-    if delta is None:
+def perturbed(
+    layer: nn.Module,
+    delta: Tensor | Callable[[Tensor], Tensor] | None,
+    applies: Callable[[], bool] = lambda: True,
+    always: bool = False,
+) -> Iterator[None]:
+    """Forward passes inside see `delta` added to the layer's output; an error if the layer was never called.
+
+    Args:
+        delta: of the output's shape, or what makes it of the output.
+        applies: asked at every call of the layer.
+        always: hook the layer for nothing, too. A compiled model does not notice that a hook is there which was not
+            when its graph was made, but it does notice what the hook adds.
+    """
+    if delta is None and not always:
         yield
         return
     fired = False
 
     def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         nonlocal fired
+        if delta is None or not applies():
+            return None
         first = output[0] if isinstance(output, tuple) else output
-        if first.shape != delta.shape:
-            raise PluginError(f"a perturbation has shape {list(delta.shape)}, the layer's output {list(first.shape)}")
+        added = delta(first) if callable(delta) else delta
+        if first.shape != added.shape:
+            raise PluginError(f"a perturbation has shape {list(added.shape)}, the layer's output {list(first.shape)}")
         fired = True
-        changed = first + delta.to(first.dtype)
+        changed = first + added.to(first.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = layer.register_forward_hook(add)
@@ -403,8 +525,30 @@ def perturbed(layer: nn.Module, delta: Tensor | None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-    if not fired:
+    if not fired and delta is not None:
         raise PluginError(f"{type(layer).__name__} was not called in the forward pass: the perturbation had no effect")
+
+
+class _Called(nn.Module):
+    """A model and how it is run, as one module."""
+
+    def __init__(self, forward: Callable[[nn.Module, Batch], Any], model: nn.Module):
+        super().__init__()
+        self.run, self.model = forward, model
+
+    def forward(self, batch: Batch) -> Any:
+        return self.run(self.model, batch)
+
+
+def _called(
+    forward: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch, weights: Mapping[str, Tensor] | None
+) -> Any:
+    """The model's outputs, with other weights in the place of those that are named."""
+    if not weights:
+        return forward(model, batch)
+    own = dict(model.named_parameters())
+    taken = {f"model.{name}": value.to(own[name]) for name, value in weights.items()}
+    return torch.func.functional_call(_Called(forward, model), taken, (batch,))
 
 
 def input_embedding(model: nn.Module) -> nn.Module:
@@ -416,9 +560,10 @@ def input_embedding(model: nn.Module) -> nn.Module:
 
 
 def mean_embedding_norm(embedding: Any) -> float:
-    """Mean L2 norm of the embedding table's rows; rows of zero (padding) are left out."""
-    with torch.no_grad():
-        norms = torch.cat([chunk.float().norm(dim=-1) for chunk in embedding.weight.split(16384)])
+    """Mean L2 norm of what the layer gives for a token, scaled as it scales; zeros (padding) are left out."""
+    with torch.no_grad():  # `forward` and not a call: hooks that add noise (NEFTune) are no part of an embedding
+        ids = torch.arange(len(embedding.weight), device=embedding.weight.device)
+        norms = torch.cat([embedding.forward(part).float().norm(dim=-1) for part in ids.split(16384)])
     return float(norms[norms > 0].mean())
 
 
@@ -428,10 +573,15 @@ def _base(model: Any) -> Any:
 
 
 def hidden_layers(model: nn.Module) -> nn.ModuleList:
-    """The stack of hidden layers: the list of modules that is as long as the config says."""
+    """The stack of hidden layers, the encoder's of an encoder-decoder: the list of modules as long as the config says.
+
+    Raises:
+        UsageError: there is no such list, as where all layers share one module.
+    """
     base = _base(model)
     depth = getattr(base.config, "num_hidden_layers", None)
-    for module in base.modules():
+    stack = base.get_encoder() if getattr(base.config, "is_encoder_decoder", False) else base
+    for module in stack.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise UsageError(f"{type(base).__name__} has no list of {depth} hidden layers that could be perturbed")

@@ -32,7 +32,7 @@ from alignkit import checkpoints
 from alignkit.components import Component, Objective, Task
 from alignkit.compose import Composition
 from alignkit.data.collate import StepCollator, batch_rows, first_rows
-from alignkit.data.sampler import SeededLengthGroupedSampler
+from alignkit.data.sampler import Replayed, SeededLengthGroupedSampler
 from alignkit.errors import Mistake, UsageError
 from alignkit.finite import nonfinite_gradient, nonfinite_loss
 from alignkit.meter import Meter
@@ -72,7 +72,7 @@ class AlignTrainer(Trainer):
 
     Example:
         trainer = AlignTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer,
-                               components=[FGM(epsilon=0.5), KLReference(weight=0.1), EMA(decay=0.999)])
+                               components=[FGM(epsilon=0.1), KLReference(weight=0.1), EMA(decay=0.999)])
         trainer.train()
     """
 
@@ -108,6 +108,8 @@ class AlignTrainer(Trainer):
         self._passes: Iterator[Tensor] | None = None
         self._drawn = 0
         """Losses of the step that were trained on so far."""
+        self._skipped: int | Tensor = 0
+        """Perturbations of examples that were left out because their gradient was not finite, since the last log."""
         self._window: tuple[list[dict[str, int]], dict[str, int]] = ([], {})
         self._logged, self._evaluated, self._stepped = Meter(), Meter(), Meter()
         self.add_callback(_AfterStep(self))
@@ -126,6 +128,7 @@ class AlignTrainer(Trainer):
                 pass
         self._passes = None
         self._logged.add(step)
+        self._skipped += step.nonfinite_gradients
         self._stepped.add(step)
         if self.accelerator.sync_gradients:
             self.composition.adjust_gradients(step)
@@ -248,6 +251,7 @@ class AlignTrainer(Trainer):
             embedding=embedding,
             unit_length=unit_length,
             special_ids=tuple(getattr(self.processing_class, "all_special_ids", ())),
+            tokenizer=self.processing_class,
             reference=self._make_reference(model) if self.composition.needs_reference else None,
             unwrap=self.accelerator.unwrap_model,
             mean_over_processes=lambda tensor: self.accelerator.reduce(tensor, reduction="mean"),
@@ -289,6 +293,10 @@ class AlignTrainer(Trainer):
             raise UsageError(
                 Mistake("", f"{self.args.n_gpu} GPUs in one process", "one process per GPU", "use `accelerate launch`")
             )
+        sized = self.train_dataset is None or hasattr(self.train_dataset, "__len__")
+        if self.composition.replays > 1 and not sized:
+            found = "the data set has no length, so that its batches cannot be repeated"
+            raise UsageError(Mistake("train_dataset", found, "one with a length, or no method that repeats batches"))
         peft = getattr(self.model, "active_peft_config", None)
         checkpointing = dict(self.args.activation_checkpointing_kwargs or {})
         if self.args.activation_checkpointing:
@@ -316,10 +324,15 @@ class AlignTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The Trainer's; grouping by length is seeded by epoch, so that a resumed run sees the same order."""
         sampler = super()._get_train_sampler(train_dataset)
-        if self.args.train_sampling_strategy != "group_by_length" or sampler is None:
-            return sampler
+        if sampler is None:
+            return None
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return SeededLengthGroupedSampler(sampler.batch_size, lengths=sampler.lengths, seed=seed)
+        if self.args.train_sampling_strategy == "group_by_length":
+            sampler = SeededLengthGroupedSampler(sampler.batch_size, lengths=sampler.lengths, seed=seed)
+        if self.composition.replays > 1:
+            block = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            sampler = Replayed(sampler, block, self.composition.replays, seed)
+        return sampler
 
     # -- finite or stop ----------------------------------------------------------------------------------------
 
@@ -357,6 +370,12 @@ class AlignTrainer(Trainer):
                 logs[f"weighted/{name}"] = mean * weights[name]
         elif "loss" in logs:
             self._logged = Meter()
+        if "loss" in logs and self.composition.components:
+            skipped, self._skipped = (
+                self._sum_over_processes(torch.as_tensor(self._skipped, device=self.args.device)),
+                0,
+            )
+            logs |= {"nonfinite_gradients": float(skipped)} if skipped else {}
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -471,7 +490,7 @@ class AlignTrainer(Trainer):
             facts = checkpoints.load_components(checkpoint, self.composition)
         self._context = None  # with the reference of a training before: two copies at once would be one too many
         self._context = self._make_context(facts.get("unit_length"))
-        self._logged, self._stepped = Meter(), Meter()
+        self._logged, self._stepped, self._skipped = Meter(), Meter(), 0
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint keeps the last weights, to go on from; any other saving takes the averager's."""

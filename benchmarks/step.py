@@ -31,8 +31,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import alignkit_adversaries as adversaries
 import torch
-from alignkit_adversaries import FGM
 from alignkit_constraints import Counterfactual, KLReference
 from alignkit_fusion import EMA
 from datasets import Dataset
@@ -68,20 +68,36 @@ RATE = 5e-5
 
 COMPONENTS: dict[str, Callable[[], list[Component]]] = {
     "alignkit": list,
-    "fgm": lambda: [FGM()],
+    "fgm": lambda: [adversaries.FGM()],
+    "fgsm": lambda: [adversaries.FGSM()],
+    "pgd": lambda: [adversaries.PGD(steps=3)],
+    "freelb": lambda: [adversaries.FreeLB(steps=3)],
+    "free-at": lambda: [adversaries.FreeAT()],
+    "vat": lambda: [adversaries.VAT(iterations=1)],
+    "smart": lambda: [adversaries.SMART()],
+    "r3f": lambda: [adversaries.R3F()],
+    "awp": lambda: [adversaries.AWP()],
+    "latent": lambda: [adversaries.Latent()],
+    "hotflip": lambda: [adversaries.HotFlip()],
     "kl-reference": lambda: [KLReference(weight=0.1)],
     "counterfactual": lambda: [Counterfactual(weight=1.0)],
     "ema": lambda: [EMA()],
-    "all": lambda: [KLReference(weight=0.1), Counterfactual(weight=1.0), FGM(), EMA()],
+    "all": lambda: [KLReference(weight=0.1), Counterfactual(weight=1.0), adversaries.FGM(), EMA()],
 }
-VARIANTS = ("loop", "fgm-snippet", "trainer", *COMPONENTS)
+SNIPPETS = ("fgm-snippet", "pgd-snippet")
+VARIANTS = ("loop", *SNIPPETS, "trainer", *COMPONENTS)
+ADVERSARIES = ("fgm", "fgsm", "pgd", "freelb", "free-at", "vat", "smart", "r3f", "awp", "latent", "hotflip")
+USUAL = tuple(variant for variant in VARIANTS if variant not in ("pgd-snippet", *ADVERSARIES[1:]))
+"""What is measured where nobody says what; `--variants` takes the adversaries."""
 RATIOS = [
     ("trainer", "loop"),
     ("alignkit", "trainer"),
     ("alignkit", "loop"),
     ("fgm-snippet", "loop"),
-    ("fgm", "alignkit"),
+    ("pgd-snippet", "loop"),
+    *((adversary, "alignkit") for adversary in ADVERSARIES),
     ("fgm", "fgm-snippet"),
+    ("pgd", "pgd-snippet"),
     ("kl-reference", "alignkit"),
     ("counterfactual", "alignkit"),
     ("ema", "alignkit"),
@@ -163,43 +179,64 @@ def conversations(examples: list[Example]) -> Iterator[dict[str, str]]:
 
 
 class Snippet:
-    """FGM as it is copied around: shifts the embedding's weight in place, by the batch's gradient."""
+    """FGM and PGD as they are copied around: they shift the embedding's weight in place, by the batch's gradient."""
 
     def __init__(self, model: torch.nn.Module, embedding: str):
-        self.model, self.embedding = model, embedding
-        self.backup: dict[str, Tensor] = {}
+        self.shifted = {n: p for n, p in model.named_parameters() if p.requires_grad and embedding in n}
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.weights: dict[str, Tensor] = {}
 
-    def attack(self, epsilon: float = 1.0) -> None:
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and self.embedding in name:
-                assert parameter.grad is not None
-                self.backup[name] = parameter.data.clone()
-                norm = torch.norm(parameter.grad)
-                if norm != 0 and not torch.isnan(norm):
-                    parameter.data.add_(epsilon * parameter.grad / norm)
+    def attack(self, length: float, radius: float | None = None) -> None:
+        """A step along the gradient; back into the ball around the weights as they were, where there is a radius."""
+        for name, weight in self.shifted.items():
+            assert weight.grad is not None
+            saved = self.weights.setdefault(name, weight.data.clone())
+            norm = torch.norm(weight.grad)
+            if norm != 0 and not torch.isnan(norm):
+                weight.data.add_(length * weight.grad / norm)
+            moved = weight.data - saved
+            if radius is not None and torch.norm(moved) > radius:
+                weight.data = saved + radius * moved / torch.norm(moved)
 
     def restore(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if name in self.backup:
-                parameter.data = self.backup[name]
-        self.backup = {}
+        for name, saved in self.weights.items():
+            self.shifted[name].data = saved
+        self.weights = {}
 
 
-def loop(work: Workload, steps: int, adversarial: bool, turn: Turn) -> None:
+def adversarial(kind: str, snippet: Snippet, backward: Callable[[], None]) -> None:
+    """The adversarial part of a step, after the clean pass."""
+    if kind == "fgm-snippet":
+        snippet.attack(1.0)
+        backward()
+    else:
+        clean = [None if p.grad is None else p.grad.clone() for p in snippet.trained]
+        for number in range(3):
+            snippet.attack(0.3, radius=1.0)
+            for parameter, gradient in zip(snippet.trained, clean, strict=True):
+                parameter.grad = None if number < 2 else gradient
+            backward()
+    snippet.restore()
+
+
+def loop(work: Workload, steps: int, kind: str, device: str, turn: Turn) -> None:
     """The loop of a tutorial."""
-    model = work.model().train()
+    model = work.model().train().to(device)
     dataset = work.dataset(steps, []).remove_columns(["index", "length"])
     batches = DataLoader(dataset, batch_size=work.rows, collate_fn=work.collate)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
     snippet = Snippet(model, work.embedding)
-    for batch in batches:
-        model(**batch).loss.backward()
-        if adversarial:
-            snippet.attack()
+    for cpu in batches:
+        batch = {name: tensor.to(device) for name, tensor in cpu.items()}
+
+        def backward(batch: dict[str, Tensor] = batch) -> None:
             model(**batch).loss.backward()
-            snippet.restore()
+
+        backward()
+        if kind in SNIPPETS:
+            adversarial(kind, snippet, backward)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -215,7 +252,7 @@ class TakeTurns(TrainerCallback):
         self.turn()
 
 
-def trainer(work: Workload, steps: int, components: list[Component] | None, turn: Turn) -> None:
+def trainer(work: Workload, steps: int, components: list[Component] | None, device: str, turn: Turn) -> None:
     """transformers' Trainer, or with components (if only none) alignkit's."""
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
@@ -223,7 +260,7 @@ def trainer(work: Workload, steps: int, components: list[Component] | None, turn
             "args": TrainingArguments(
                 output_dir=folder, max_steps=steps, learning_rate=RATE, per_device_train_batch_size=work.rows,
                 train_sampling_strategy="sequential", save_strategy="no", report_to="none", disable_tqdm=True,
-                max_grad_norm=1.0, optim="adamw_torch_fused", lr_scheduler_type="linear", use_cpu=True,
+                max_grad_norm=1.0, optim="adamw_torch_fused", lr_scheduler_type="linear", use_cpu=device == "cpu",
             ),
             "train_dataset": work.dataset(steps, components or []),
             "data_collator": work.collate,
@@ -239,20 +276,21 @@ def trainer(work: Workload, steps: int, components: list[Component] | None, turn
         made.train()
 
 
-def train(variant: str, work: Workload, steps: int, turn: Turn) -> None:
-    if variant in ("loop", "fgm-snippet"):
-        loop(work, steps, variant == "fgm-snippet", turn)
+def train(variant: str, work: Workload, steps: int, device: str, turn: Turn) -> None:
+    if variant == "loop" or variant in SNIPPETS:
+        loop(work, steps, variant, device, turn)
     else:
-        trainer(work, steps, None if variant == "trainer" else COMPONENTS[variant](), turn)
+        trainer(work, steps, None if variant == "trainer" else COMPONENTS[variant](), device, turn)
 
 
 class Lane:
     """A training in a thread of its own that does one step when it is told to."""
 
-    def __init__(self, variant: str, work: Workload, steps: int):
+    def __init__(self, variant: str, work: Workload, steps: int, device: str):
+        self._device = device
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
-        self._training = (variant, work, steps)
+        self._training = (variant, work, steps, device)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -273,6 +311,8 @@ class Lane:
         wall, cpu = time.perf_counter(), time.process_time()
         self._go.release()
         self._done.acquire()
+        if self._device != "cpu":
+            torch.accelerator.synchronize()
         took = time.perf_counter() - wall, time.process_time() - cpu
         if self._error is not None:
             raise self._error
@@ -282,9 +322,9 @@ class Lane:
 # -- measuring -----------------------------------------------------------------------------------------------------
 
 
-def measure(work: Workload, variants: list[str], steps: int) -> dict[str, list[tuple[float, float]]]:
+def measure(work: Workload, variants: list[str], steps: int, device: str) -> dict[str, list[tuple[float, float]]]:
     """(wall, CPU) seconds of every step by variant; the n-th step of each was on the same batch."""
-    lanes = {variant: Lane(variant, work, steps + WARM_UP) for variant in variants}
+    lanes = {variant: Lane(variant, work, steps + WARM_UP, device) for variant in variants}
     order, shuffle = list(variants), random.Random(1)
     found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
     for number in range(steps + WARM_UP):
@@ -321,12 +361,18 @@ def quartiles(values: list[float]) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high}
 
 
-def memory(variant: str, model: str, threads: int) -> int:
-    """Peak resident bytes of a process that trains this variant alone for two steps."""
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+"""Lets glibc give freed tensors back at once: otherwise the peak is mostly holes between what is kept."""
+
+
+def memory(variant: str, model: str, threads: int, device: str) -> int:
+    """Peak bytes of a process that trains this variant alone for two steps: resident, or allocated on the device."""
     with tempfile.TemporaryDirectory() as folder:
         output = f"{folder}/alone.json"
-        asked = ["--model", model, "--variants", variant, "--steps", "2", "--threads", str(threads)]
-        subprocess.run([sys.executable, __file__, *asked, "--output", output], check=True, stdout=subprocess.DEVNULL)
+        asked = ["--model", model, "--variants", variant, "--steps", "2"]
+        asked += ["--threads", str(threads), "--device", device]
+        command = [sys.executable, __file__, *asked, "--output", output]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **RETURNING})
         return json.loads(Path(output).read_text("utf-8"))["peak_memory"]
 
 
@@ -334,8 +380,9 @@ def environment(given: argparse.Namespace, load: tuple[float, float, float]) -> 
     """What a number depends on; the load is the machine's, averaged over one minute, before and after."""
     versions = {name: metadata.version(name) for name in ("alignkit", "torch", "transformers", "accelerate", "peft")}
     return {
-        "model": given.model, "steps": given.steps, "threads": given.threads, "cores": os.cpu_count(),
-        "machine": platform.machine(), "load": [round(load[0], 2), round(os.getloadavg()[0], 2)], **versions,
+        "model": given.model, "device": given.device, "steps": given.steps, "threads": given.threads,
+        "cores": os.cpu_count(), "machine": platform.machine(),
+        "load": [round(load[0], 2), round(os.getloadavg()[0], 2)], **versions,
     }  # fmt: skip
 
 
@@ -352,7 +399,8 @@ def main() -> None:
     parser.add_argument("--model", default="minilm", help="minilm, tiny, llama, or a causal LM to put LoRA on")
     parser.add_argument("--steps", type=int, default=12, help="rounds that count")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(USUAL), metavar="NAME")
+    parser.add_argument("--device", default="cpu", help="cpu, or an accelerator as torch names it: cuda")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time, one process per variant")
     parser.add_argument("--output", type=Path, help="write everything as JSON")
     given = parser.parse_args()
@@ -360,12 +408,14 @@ def main() -> None:
     if given.memory:
         result: dict[str, Any] = {"peak_memory": {}}
         for variant in given.variants:
-            peak = result["peak_memory"][variant] = memory(variant, given.model, given.threads)
+            peak = result["peak_memory"][variant] = memory(variant, given.model, given.threads, given.device)
             print(f"{variant:<30} {peak / 2**20:8.0f} MiB", flush=True)
     else:
         torch.set_num_threads(given.threads)
-        times = measure(workload(given.model), given.variants, given.steps)
+        times = measure(workload(given.model), given.variants, given.steps, given.device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if given.device != "cpu":
+            peak = torch.accelerator.max_memory_allocated()
         result = {**summary(times), "times": times, "peak_memory": peak}
         show(result)
     if given.output is not None:

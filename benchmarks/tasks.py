@@ -3,8 +3,8 @@
     python benchmarks/tasks.py --base FOLDER [--recipes semeval2010 squad …] [--seeds 1 2 3] [--set K=V …]
 
 FOLDER is what the paths in the recipes are relative to (it holds `data/`). Each line of the output is one run: recipe,
-what `--set` changed, seed, the task's metric on each test split before (where the head was trained) and after, with its
-95 % interval, and seconds of training alone.
+what `--set` changed, seed, every metric on each split that was evaluated, before (where the head was trained) and
+after, with its 95 % interval, rows, and seconds of training alone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,7 @@ def carried_out(name: str, base: Path, seed: int, changes: list[str]) -> dict[st
         own = [f"base={base.resolve()}", f"seed={seed}", f"output={folder}/run"]
         recipe = alignkit.Recipe.load(RECIPES / f"{name}.yaml", [*changes, *own])
         run = alignkit.train(recipe)
-        scores = {
-            side: {split: found[recipe.task.metric] for split, found in run.metrics[side].items()}
-            for side in ("before", "after")
-            if side in run.metrics
-        }
+        scores = {side: run.metrics[side] for side in ("before", "after") if side in run.metrics}
         line = {"recipe": name, "set": changes, "seed": seed, "metric": recipe.task.metric, **scores}
         return {**line, "seconds": round(run.seconds, 1)}
 

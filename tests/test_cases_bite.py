@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from alignkit.components import KEEP, Adversary, Augmenter, Averager, Component, Constraint, Filter, Term, Verdict
-from alignkit.testing import AdversaryCases, AugmenterCases, AveragerCases, ConstraintCases, FilterCases
+from alignkit.components import (
+    KEEP,
+    Adversary,
+    Attack,
+    Attempt,
+    Augmenter,
+    Averager,
+    Component,
+    Constraint,
+    Filter,
+    Term,
+    Verdict,
+)
+from alignkit.testing import AdversaryCases, AttackCases, AugmenterCases, AveragerCases, ConstraintCases, FilterCases
+from alignkit.testing.attack_cases import Subject, trained_subject
 from alignkit.testing.training import short_collections
 
 HEAD = "bert-token-classification"
@@ -46,6 +61,19 @@ class TooFar(Adversary):
         delta = step.zeros()
         yield step.loss(delta)
         yield step.loss(1.1 * self.epsilon * step.unit(delta.grad))
+
+
+class Hidden(Adversary):
+    """Leaves its radius in a forward pass of its penalty."""
+
+    epsilon: float = 0.5
+    """Radius."""
+    weight: float = 1.0
+    """Of the penalty."""
+
+    def penalty(self, step: Any, outputs: Any) -> Term:
+        further = step.forward(1.1 * self.epsilon * step.unit(step.noise()))
+        return Term((further.logits - outputs.logits).square().sum(-1).mean(), "example")
 
 
 class Untidy(Adversary):
@@ -106,6 +134,66 @@ class Shuffled(Augmenter):
         return [e.replace(**dict.fromkeys(set(e) - set(e.inputs), "changed")) for e in examples]
 
 
+class Asking(Attack):
+    """Asks the model about what `rewritten` makes of the examples."""
+
+    def attempt(self, victim: Any, examples: Any) -> Any:
+        changed = self.rewritten(examples)
+        asked = zip(victim.predict(changed), changed, strict=True)
+        return {"": [Attempt(prediction, example, queries=1) for prediction, example in asked]}
+
+    def rewritten(self, examples: Any) -> Any:
+        return [e.map_words(str.upper) for e in examples]
+
+
+class Crowded(Asking):
+    """Puts the first example's first word into all the others."""
+
+    def rewritten(self, examples: Any) -> Any:
+        return [e.replace(tokens=[*examples[0]["tokens"][:1], *e["tokens"][1:]]) for e in examples]
+
+
+class Shortening(Asking):
+    """Takes words out and leaves their tags."""
+
+    def rewritten(self, examples: Any) -> Any:
+        return [e.replace(tokens=e["tokens"][:1]) for e in examples]
+
+
+class Restless(Asking):
+    """Draws from the global generator."""
+
+    def rewritten(self, examples: Any) -> Any:
+        torch.rand(())
+        return examples
+
+
+class Careless(Attack):
+    """Moves weights, and puts them back only where nothing goes wrong."""
+
+    def attempt(self, victim: Any, examples: Any) -> Any:
+        parameter = next(victim.model.parameters())
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.add_(0.1)
+            predicted = victim.predict(examples)
+            parameter.copy_(before)
+        return {"": [Attempt(prediction, queries=1) for prediction in predicted]}
+
+
+class Smearing(Attack):
+    """Perturbs special tokens and padding, too."""
+
+    def attempt(self, victim: Any, examples: Any) -> Any:
+        found: Any = [Attempt({}, queries=1)] * len(examples)
+        for batch in victim.batches(examples):
+            with torch.no_grad():
+                predicted = victim.decoded(batch, batch.step.forward(torch.ones_like(batch.step.zeros())))
+            for place, prediction in zip(batch.places, predicted, strict=True):
+                found[place] = Attempt(prediction, queries=1)
+        return {"": found}
+
+
 def cases_of(base: type) -> Any:
     return type("Cases", (base,), {"heads": (HEAD,)})()
 
@@ -115,6 +203,7 @@ def cases_of(base: type) -> Any:
     [
         (Everywhere(), AdversaryCases, "only_real_tokens_are_perturbed_within_the_radius", {"head": HEAD}),
         (TooFar(), AdversaryCases, "only_real_tokens_are_perturbed_within_the_radius", {"head": HEAD}),
+        (Hidden(), AdversaryCases, "only_real_tokens_are_perturbed_within_the_radius", {"head": HEAD}),
         (Untidy(), AdversaryCases, "weights_are_put_back_when_training_breaks", {}),
         (WrongUnit(), ConstraintCases, "accumulated_micro_batches_are_one_large_batch", {"head": HEAD}),
         (Dice(), ConstraintCases, "the_global_random_state_is_left_alone", {}),
@@ -134,3 +223,27 @@ def test_a_broken_promise_about_data_is_found() -> None:
         FilterCases().test_chunks_do_not_matter(FirstOfEach(), chunk=3)
     with pytest.raises(AssertionError, match="is no input, and has changed"):
         AugmenterCases().test_labels_still_fit(Shuffled())
+
+
+@pytest.fixture
+def subject() -> Subject:
+    """A tiny tagger of its own, that an attack may spoil."""
+    shared = trained_subject("ner", "AutoModelForTokenClassification")
+    return replace(shared, model=copy.deepcopy(shared.model))
+
+
+CASES_OF_ATTACKS = {
+    "who_else_is_attacked_changes_nothing": Crowded,
+    "labels_fit_what_it_made": Shortening,
+    "model_and_random_state_are_as_before": Restless,
+    "the_model_is_as_before_when_something_breaks": Careless,
+    "special_tokens_and_padding_are_not_perturbed": Smearing,
+}
+
+
+@pytest.mark.parametrize("case", CASES_OF_ATTACKS)
+def test_a_broken_promise_of_an_attack_is_found(case: str, subject: Subject) -> None:
+    tested = getattr(AttackCases(), f"test_{case}")
+    tested(Asking(), subject)
+    with pytest.raises(AssertionError):
+        tested(CASES_OF_ATTACKS[case](), subject)

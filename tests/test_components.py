@@ -131,8 +131,9 @@ def test_a_plain_kind_must_supply_its_methods(base: type[Component]) -> None:
 
 
 def test_names_are_kebab_case() -> None:
-    names = ("FGM", "KLReference", "FreeLB", "ModelStock")
-    assert [component_name(type(n, (), {})) for n in names] == ["fgm", "kl-reference", "free-lb", "model-stock"]
+    names = {"FGM": "fgm", "KLReference": "kl-reference", "FreeLB": "free-lb", "ModelStock": "model-stock"}
+    names |= {"R3F": "r3f", "L2Norm": "l2-norm"}
+    assert {n: component_name(type(n, (), {})) for n in names} == names
 
 
 def test_a_mutable_default_names_the_component() -> None:

@@ -13,10 +13,13 @@ from alignkit.catalogue import Entry, default_catalogue
 from alignkit.components import Component, component_name
 from alignkit.hookspecs import KINDS
 from alignkit.testing import CASES, collate, examples, gradient, tiny
-from alignkit.testing.training import short_collections
+from alignkit.testing.models import Row
+from alignkit.testing.training import make_rows, short_collections
 
 FIELDS: dict[str, dict[str, Any]] = {
     "adversary/fgm": {"epsilon": 0.5},
+    "attack/gcg": {"suffix_length": 3, "steps": 2, "width": 8, "answer_tokens": 4},
+    "attack/pgd": {"radii": (0.1, 0.5), "steps": 4},
     "constraint/counterfactual": {"lists": ["gender"]},
     "filter/lexicon": {"words": ("rome", "café"), "action": "mask"},
     "filter/length": {"minimum": 2, "maximum": 8},
@@ -26,6 +29,27 @@ FIELDS: dict[str, dict[str, Any]] = {
 """What a component is made with where its defaults do not do."""
 
 
+def _with_other_answers(self: Any, head: str, number: int, component: Component) -> list[Row]:
+    """Rows of which some have a view with the same prompt and another answer."""
+    rows, others = make_rows(head, number), examples(head, number, seed=1)
+    for i in [i for i in (0, 1, 3, 6) if i < number]:
+        prompt = [token for token, label in zip(rows[i]["input_ids"], rows[i]["labels"], strict=True) if label == -100]
+        answer = others[i]["input_ids"]
+        ids, labels = [*prompt, *answer], [*[-100] * len(prompt), *answer]
+        rows[i]["views"] = {"target": {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}}
+    return rows
+
+
+CASE_MEMBERS: dict[str, dict[str, Any]] = {
+    "adversary/continuous": {"heads": ("llama-causal-lm",), "norm": "token", "rows": _with_other_answers},
+    "adversary/fgsm": {"norm": "token"},
+    "adversary/freelb": {"radius": lambda self, component: component.max_norm},
+    "adversary/r3f": {"norm": "token"},
+    "adversary/smart": {"norm": "token"},
+}
+"""What a component's cases say of it beside its fields: what its radius bounds …"""
+
+
 def _tested(entry: Entry) -> type:
     """The cases of the entry's kind with its component in them."""
 
@@ -33,7 +57,7 @@ def _tested(entry: Entry) -> type:
         cls: Any = default_catalogue().load_class(entry)
         return cls(**FIELDS.get(f"{entry.kind}/{entry.name}", {}))
 
-    members: dict[str, Any] = {"component": pytest.fixture(component)}
+    members = {"component": pytest.fixture(component), **CASE_MEMBERS.get(f"{entry.kind}/{entry.name}", {})}
     if entry.kind == "task":
         task: Any = default_catalogue().load_class(entry)
         members["auto_classes"] = task.auto_classes or (task.auto_class,)

@@ -28,8 +28,12 @@ SECTIONS = {
     "objective": "objective",
 }
 SEVERAL = ("filters", "augmenters", "constraints")
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    ("causal-lm", "hotflip"): "every token of task causal-lm is a label",
+}
 """(task, component) -> words of the reason: what cannot go together, and is said before any weight is loaded."""
+COLUMNS = {("chat", "continuous"): {"target": "{completion} ."}}
+"""(task, component) -> the columns that a component reads beside the task's, made of those that the samples have."""
 
 
 def entries(kind: str) -> list[Entry]:
@@ -45,6 +49,7 @@ TASKS = [
     for entry in entries("task")
     for auto_class in loaded(entry).auto_classes or (loaded(entry).auto_class,)
 ]
+REFUSED |= {(task, "continuous"): "has no single answer that a harmful" for task, _ in TASKS if task != "chat"}
 COMPONENTS = [(kind, entry.name) for kind in (*SECTIONS, "weight") for entry in entries(kind)]
 
 
@@ -75,11 +80,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder
 
 
-def recipe(place: Path, task: str, **parts: Any) -> Recipe:
+def recipe(place: Path, task: str, columns: dict[str, str] | None = None, **parts: Any) -> Recipe:
     return Recipe(
         base=place,
         task=task,
-        data={"train": "rows.jsonl"},
+        data={"train": {"path": "rows.jsonl", "columns": columns or {}}},
         training={
             "max_steps": 2, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 3,
             "learning_rate": 1e-3, "use_cpu": True,
@@ -111,7 +116,8 @@ def test_two_steps_saved_resumed_and_asked(
     task: str, auto_class: str, kind: str, name: str, peft: str | None, trained: Any, tmp_path: Path
 ) -> None:
     place = trained(task, auto_class)
-    made = recipe(place, task, peft=peft, output=str(tmp_path / "run"), **part(kind, name))
+    columns = COLUMNS.get((task, name))
+    made = recipe(place, task, columns, peft=peft, output=str(tmp_path / "run"), **part(kind, name))
     if reason := REFUSED.get((task, name)):
         with pytest.raises(alignkit.UsageError, match=reason):
             alignkit.train(made)
@@ -123,7 +129,7 @@ def test_two_steps_saved_resumed_and_asked(
     assert whole != weights(place / "plain")
     shutil.rmtree(run.path / "model")
     shutil.rmtree(run.path / "checkpoints" / "checkpoint-2")  # killed after the first step
-    again = recipe(place, task, peft=peft, output=str(tmp_path / "run"), **part(kind, name))
+    again = recipe(place, task, columns, peft=peft, output=str(tmp_path / "run"), **part(kind, name))
     resumed = alignkit.train(again, resume=True)
     assert weights(resumed.path) == whole
     first = [dict(row) for row in loaded(default_catalogue().find("task", task)).samples[:2]]

@@ -21,7 +21,7 @@ def planned(plain_run: Path, ner_data: Path) -> Callable[..., Plan]:
         recipe = Recipe(**{"model": str(plain_run), "task": "ner", "data": data, "base": ner_data, **fields})
         from alignkit.data.load import load
 
-        return plan_of(recipe, sample=load(recipe.data, recipe.task, recipe.base)["train"])[1]
+        return plan_of(recipe, examples=load(recipe.data, recipe.task, recipe.base)["train"])[1]
 
     return plan
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from alignkit_adversaries import FGM
+from alignkit_adversaries import AWP, FGM, FGSM, PGD, R3F, SMART, VAT, FreeAT, FreeLB, Latent
 from alignkit_constraints import KLReference
 
 from alignkit.components import Component, Constraint, Term
@@ -39,6 +39,15 @@ CASES = [
     ("bert-token-classification", "fgm-and-kl", 2),
     ("llama-causal-lm", "fgm", 1),
     ("t5", "kl", 1),
+    ("llama-causal-lm", "fgsm", 1),
+    ("bert-multiple-choice", "pgd", 2),
+    ("bert-token-classification", "freelb", 2),
+    ("bert-sequence-classification", "free-at", 2),
+    ("bert-token-classification", "awp", 1),
+    ("bert-token-classification", "vat", 2),
+    ("t5", "smart", 1),
+    ("llama-causal-lm", "r3f", 2),
+    ("bert-token-classification", "latent", 2),
 ]
 """Head, components, and how many micro-batches each of two processes accumulates."""
 
@@ -51,6 +60,9 @@ def train(folder: Path, head: str, which: str, processes: int, micro: int) -> di
         "breaks": [Breaks()],
     }
     made |= {"plain": [], "fgm-and-kl": [FGM(epsilon=0.5), KLReference(weight=0.5)]}
+    made |= {"fgsm": [FGSM()], "pgd": [PGD(random_start=True)], "freelb": [FreeLB()], "free-at": [FreeAT(steps=2)]}
+    made |= {"awp": [AWP(alpha=0.05)]}
+    made |= {"vat": [VAT()], "smart": [SMART(momentum=0.5)], "r3f": [R3F()], "latent": [Latent(clean=False)]}
     trainer = make_trainer(
         head, folder, made[which], rows=make_rows(head, STEPS * ROWS), max_steps=STEPS,
         per_device_train_batch_size=ROWS // processes // micro, gradient_accumulation_steps=micro, optim="sgd",
@@ -71,13 +83,35 @@ def train(folder: Path, head: str, which: str, processes: int, micro: int) -> di
     }
 
 
+def replay(folder: Path, processes: int) -> list[list[int]]:
+    """The rows that one process trained on, optimizer step by step: two epochs in random order, each batch twice."""
+    head = "bert-sequence-classification"
+    trainer = make_trainer(
+        head, folder, [FreeAT(steps=2)], rows=make_rows(head, 2 * ROWS + 3), max_steps=8, learning_rate=0.0,
+        per_device_train_batch_size=ROWS // processes // 2, gradient_accumulation_steps=2,
+        train_sampling_strategy="random", ddp_backend="gloo" if processes > 1 else None,
+    )  # fmt: skip
+    seen: dict[int, list[int]] = {}
+    made = trainer._next_step
+
+    def noted(model: Any, inputs: Any) -> Any:
+        step = made(model, inputs)
+        seen.setdefault(step.index, []).extend(step.rows)
+        return step
+
+    trainer._next_step = noted  # type: ignore[method-assign]
+    trainer.train()
+    return list(seen.values())
+
+
 def losses(evaluated: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in evaluated.items() if "loss" in k or "penalty" in k}
 
 
 def main(folder: Path) -> None:
     """One of two processes: all cases, one after another."""
-    found = {case: train(folder, case[0], case[1], 2, case[2]) for case in [*CASES, BREAKING]}
+    found: dict[Any, Any] = {case: train(folder, case[0], case[1], 2, case[2]) for case in [*CASES, BREAKING]}
+    found["replayed"] = replay(folder, 2)
     torch.save(found, folder / f"found-{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
@@ -124,6 +158,19 @@ def test_two_processes_are_one_with_twice_the_batch(
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
     for alone, together in zip(one["evaluated"], first["evaluated"], strict=True):  # 7 and 5 rows fill no last batch
         assert together == pytest.approx(alone, rel=1e-4)
+
+
+def test_both_processes_replay_their_own_rows_of_the_same_batches(both: list[dict[Any, Any]], tmp_path: Path) -> None:
+    first, second = (found["replayed"] for found in both)
+    with short_collections():
+        alone = replay(tmp_path, 1)
+    assert len(first) == len(second) == len(alone) == 8
+    for mine, other, whole in zip(first, second, alone, strict=True):
+        assert sorted(mine + other) == sorted(whole)
+    for rows in (first, second):
+        assert rows[::2] == rows[1::2], "a batch is trained on twice in a row"
+        assert rows[:4] != rows[4:], "the second epoch has an order of its own"
+    assert len({*alone[0], *alone[2]}) == 2 * ROWS
 
 
 def test_all_processes_stop_where_one_of_them_is_not_finite(both: list[dict[Any, Any]]) -> None:

@@ -470,7 +470,8 @@ def test_the_resolved_recipe_has_every_default_and_reads_back_as_an_equal_one(wr
     assert values["constraints"][2]["name"] == "swap-2"
     assert values["filters"][0]["lists"] == ["words.txt", "/etc/words.txt"]
     assert values["training"] == {**RECIPE_DEFAULTS, "learning_rate": 1e-3, "save_strategy": "no"}
-    assert values["evaluation"] == {"under": [{"use": "typos", "rate": 0.1}], "gaps": ["twin"], "replicates": 10_000}
+    under = [{"use": "typos", "rate": 0.1}]
+    assert values["evaluation"] == {"under": under, "attacks": [], "gaps": ["twin"], "replicates": 10_000}
     assert values["averaging"] is None
     assert values["data"]["test"] == [{"path": "c.jsonl", "columns": {}, "rows": ":9", "split": None}]
     assert set(values["versions"]) == {"alignkit", "python", "torch", "transformers", "plugins"}

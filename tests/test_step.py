@@ -127,6 +127,41 @@ def test_forward_repeats_the_pass_that_is_evaluated() -> None:
     assert seen == [True, True]
 
 
+def test_forward_inside_a_penalty_adds_to_what_the_pass_sees() -> None:
+    seen = []
+    more = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+
+    class Further(Constraint):
+        """Looks a step further than the pass."""
+
+        def penalty(self, step: Any, outputs: Any) -> Term:
+            seen.append(step.forward(more).logits)
+            return Term(outputs.logits.mean(), "example")
+
+    step = make_step(bert(), batch(), Further())
+    delta = torch.randn_like(step.zeros())
+    step.loss(delta)
+    torch.testing.assert_close(seen[0], step.forward(delta + more).logits)
+    other = {**batch(), "input_ids": batch()["input_ids"].flip(1), "attention_mask": batch()["attention_mask"].flip(1)}
+    step.loss(batch=other)
+    torch.testing.assert_close(seen[1], step.forward(more, other).logits)
+
+
+def test_other_weights_stand_in_for_the_model_s_own_between_its_forward_and_backward() -> None:
+    model = bert()
+    step = make_step(model, batch())
+    weights = {n: p.detach().double() + 0.1 for n, p in model.named_parameters() if "layer.1" in n}
+    before = {n: (p.detach().clone(), p.data_ptr()) for n, p in model.named_parameters()}
+    outputs = step.forward()
+    with torch.no_grad():
+        found = step.forward(weights=weights).logits
+    outputs.loss.backward()
+    assert all(torch.equal(p, before[n][0]) and p.data_ptr() == before[n][1] for n, p in model.named_parameters())
+    model.load_state_dict({**model.state_dict(), **{n: w.float() for n, w in weights.items()}})
+    torch.testing.assert_close(found, model(**batch()).logits)
+    assert not torch.allclose(found, outputs.logits)
+
+
 def test_the_mask_leaves_out_padding_and_special_tokens() -> None:
     step = make_step(bert(), batch())
     assert step.mask.squeeze(-1).tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
@@ -169,6 +204,17 @@ def test_the_gradient_for_delta_leaves_parameters_alone() -> None:
     torch.testing.assert_close(gradient, delta.grad)
 
 
+def test_the_gradient_of_what_is_added_elsewhere_than_to_the_embeddings() -> None:
+    model = bert()
+    step = make_step(model, batch())
+    delta = torch.zeros(2, 5, 16, requires_grad=True)
+    with step.latent(0, delta):
+        found = step.gradient(delta, step.loss)
+        step.loss().backward()
+    torch.testing.assert_close(found, delta.grad)
+    assert found.any()
+
+
 def test_the_parameter_gradient_is_backwards_own() -> None:
     model = bert()
     found = make_step(model, batch()).parameter_gradient()
@@ -196,13 +242,27 @@ def test_shifted_weights_are_put_back_whatever_happens() -> None:
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-def test_a_latent_perturbation_reaches_the_layer() -> None:
+def test_a_latent_perturbation_reaches_the_layer_in_passes_of_the_step_s_own_batch() -> None:
     model = bert()
     step = make_step(model, batch())
+    plain = step.forward().logits
     with step.latent(1, torch.ones(2, 5, 16)):
         moved = step.forward().logits
-    assert not torch.allclose(moved, step.forward().logits)
+        torch.testing.assert_close(step.forward(batch=batch()).logits, plain)
+        torch.testing.assert_close(model(**batch()).logits, plain)
+    assert not torch.allclose(moved, plain)
+    with step.latent(1, torch.ones_like):
+        torch.testing.assert_close(step.forward().logits, moved)
     assert len(hidden_layers(model)) == 2
+
+
+def test_hidden_layers_of_an_encoder_decoder_are_the_encoder_s() -> None:
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=3, num_decoder_layers=2, num_heads=2)
+    model = T5ForConditionalGeneration(config)
+    assert hidden_layers(model) is model.encoder.block
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=40, d_model=16, **sizes))
+    assert hidden_layers(bart) is bart.model.encoder.layers
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "llama"])
@@ -251,6 +311,38 @@ def test_the_unit_is_the_mean_norm_of_the_embedding_table() -> None:
     assert mean_embedding_norm(embedding) == 3.0
 
 
+def test_the_unit_is_that_of_what_a_layer_gives_and_no_noise_is_in_it() -> None:
+    class Scaled(torch.nn.Embedding):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 10 * super().forward(input)
+
+    embedding = Scaled(2, 2, _weight=torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    embedding.register_forward_hook(lambda module, ids, output: output + 100)
+    assert mean_embedding_norm(embedding) == 30.0
+
+
+def test_other_tokens_in_the_same_rows_are_counted_as_the_rows_are() -> None:
+    """What a component counts beside the model's inputs (views, columns) is not in the batch that is given."""
+
+    class Counting(Halves):
+        def counts(self, batch: Any) -> dict[str, int]:
+            return {"marked": len(batch["columns"]["mark"])}
+
+    inputs = {**batch(), "columns": {"mark": [1, 2, 3]}}
+    step = make_step(bert(), inputs, Counting())
+    other = {**step.batch, "input_ids": step.batch["input_ids"].flip(0)}
+    assert step.loss(batch=other).isfinite()
+    with pytest.raises(KeyError, match="columns"):
+        step.loss(batch={**other, "labels": other["labels"].clone()})
+
+
+def test_a_mask_of_booleans_is_not_written_to() -> None:
+    inputs = batch()
+    step = make_step(bert(), {**inputs, "attention_mask": inputs["attention_mask"].bool()})
+    assert step.mask.sum() < step.batch["attention_mask"].sum()
+    assert torch.equal(step.batch["attention_mask"], inputs["attention_mask"].bool())
+
+
 def test_the_generator_depends_on_the_place_alone() -> None:
     first, again = (make_step(bert(), batch(), index=4, micro=1) for _ in range(2))
     other = make_step(bert(), batch(), index=4, micro=2)
@@ -280,6 +372,54 @@ def test_components_draw_from_generators_of_their_own() -> None:
     make_step(bert(), batch(), Other(), Draws()).loss()
     assert all(torch.equal(both[name], draws[name]) for name in ("draws", "other"))
     assert not torch.equal(draws["draws"], draws["other"])
+
+
+def test_noise_is_a_rows_own_whatever_shares_its_batch_and_however_it_is_padded() -> None:
+    ids = torch.tensor([[2, 10, 11, 12, 3], [2, 13, 3, 0, 0]])
+    index = torch.tensor([7, 4])
+    together = make_step(bert(), {"input_ids": ids, "attention_mask": (ids != 0).long(), "index": index}).noise()
+    assert together.abs().max() <= 1
+    assert together[0, 1:4].norm(dim=-1).all()
+    assert together[0, [0, 4]].count_nonzero() == together[1, [0, 2, 3, 4]].count_nonzero() == 0
+    left = torch.tensor([[0, 0, 0, 2, 13, 3]])
+    alone = make_step(bert(), {"input_ids": left, "attention_mask": (left != 0).long(), "index": index[1:]}, micro=3)
+    assert torch.equal(alone.noise()[0, 4], together[1, 1])
+    assert not torch.equal(alone.noise()[0, 4], together[1, 1]), "a second draw is another one"
+    later = make_step(bert(), {"input_ids": ids, "attention_mask": (ids != 0).long(), "index": index}, index=1)
+    assert not torch.equal(later.noise()[0], together[0])
+
+
+def test_noise_has_the_distribution_that_was_asked_for() -> None:
+    step = make_step(bert(), batch())  # nobody said which rows these are
+    before = torch.get_rng_state()
+    shown = torch.ones(2, 300, 1)
+    uniform, normal = step.noise("uniform", shown), step.noise("normal", shown, width=20)
+    assert normal.shape == (2, 300, 20)
+    assert float(uniform.min()) == pytest.approx(-1, abs=0.01)
+    assert float(uniform.max()) == pytest.approx(1, abs=0.01)
+    assert float(uniform.var()) == pytest.approx(1 / 3, rel=0.05)
+    assert float(normal.mean()) == pytest.approx(0, abs=0.03)
+    assert float(normal.var()) == pytest.approx(1, rel=0.05)
+    assert not torch.equal(uniform[0], uniform[1])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_choices_of_a_row_have_noise_of_their_own() -> None:
+    choices = torch.tensor([[[5, 6, 7], [5, 6, 8]], [[5, 9, 7], [5, 6, 8]]])
+    inputs = {"input_ids": choices, "attention_mask": torch.ones_like(choices)}
+    both = make_step(bert(), {**inputs, "index": torch.tensor([3, 1])}).noise()
+    one = make_step(bert(), {k: v[1:] for k, v in inputs.items()} | {"index": torch.tensor([1])}).noise()
+    assert torch.equal(both[2:], one)
+    assert not torch.equal(one[0], one[1])
+
+
+def test_shifted_weights_are_seen_under_autocast_that_has_cast_them_before() -> None:
+    step = make_step(bert(), batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = step.loss()
+        with step.shifted({"classifier.weight": torch.tensor([[1.0], [-1.0]]).expand(2, 16)}):
+            assert abs(step.loss() - plain) > 1e-4
+        assert step.loss() == plain
 
 
 def test_reference_outputs_must_be_declared() -> None:

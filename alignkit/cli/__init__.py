@@ -24,6 +24,7 @@ COMMANDS = {
     "filter": "Filter a file as a recipe says.",
     "fuse": "Make one model of several.",
     "evaluate": "Evaluate a run or a model.",
+    "attack": "Attack a run or a model: what breaks, what survives.",
     "predict": "Answers of a run or a model.",
 }
 """Name -> what it does. Each is the function `command` of `alignkit.cli.NAME`."""

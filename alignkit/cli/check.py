@@ -61,7 +61,7 @@ def checked(path: Path, overrides: list[str], strict: bool = False) -> str:
             mistakes += error.mistakes
     if mistakes or recipe is None:
         raise UsageError(*mistakes)
-    _, plan = plan_of(recipe, sample=splits["train"][:200])
+    _, plan = plan_of(recipe, examples=splits["train"])
     return plan.render() + _search(recipe, splits)
 
 

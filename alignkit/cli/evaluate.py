@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignkit.cli.parts import loaded
 from alignkit.data.source import Source
 from alignkit.errors import Mistake, UsageError
+
+if TYPE_CHECKING:
+    from alignkit.aligned import Aligned
+    from alignkit.data import Example
+    from alignkit.recipe import Recipe
 
 
 def command(
@@ -74,8 +79,40 @@ def evaluated(
         overrides, shots, train: as `alignkit.cli.parts.loaded` takes them.
     """
     from alignkit.compose import Composition
-    from alignkit.data.load import load as load_data
     from alignkit.evaluation.compare import compare, evaluate
+
+    aligned, recipe, rows = with_rows(run, data, task, overrides, shots, train)
+    own = recipe.evaluation if recipe is not None and data is None else None
+    gaps = own.gaps if own else []
+    measured = evaluate(
+        aligned.task,
+        aligned.model,
+        aligned.tokenizer,
+        rows,
+        under=own.under if own else [],
+        gaps=[view.name for view in gaps],
+        views=Composition(gaps, aligned.task).views,
+        attacks=own.attacks if own else [],
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return {**compare(None, measured, aligned.task, replicates, seed), "task": aligned.task.name}, aligned.task
+
+
+def with_rows(
+    run: str,
+    data: Source | None,
+    task: str | None,
+    overrides: Sequence[str] = (),
+    shots: int | None = None,
+    train: Source | None = None,
+) -> tuple[Aligned, Recipe | None, dict[str, list[Example]]]:
+    """A run or a model with its task, the run's recipe, and labelled rows: a file's (`test`), or the run's own splits.
+
+    Raises:
+        UsageError: there is no such model, or there are no rows.
+    """
+    from alignkit.data.load import load as load_data
     from alignkit.models import resolve
     from alignkit.run_folder import RECIPE
 
@@ -92,18 +129,8 @@ def evaluated(
     if not sources:
         found = "its recipe has neither a validation nor a test split"
         raise UsageError(Mistake(run, found, "a labelled file", "name one with --data"))
-    rows = load_data(sources, aligned.task, base)  # after the model, whose labels these are held against
-    own = recipe.evaluation if recipe is not None and data is None else None
-    gaps = own.gaps if own else []
-    measured = evaluate(
-        aligned.task,
-        aligned.model,
-        aligned.tokenizer,
-        rows,
-        under=own.under if own else [],
-        gaps=[view.name for view in gaps],
-        views=Composition(gaps, aligned.task).views,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    return {**compare(None, measured, aligned.task, replicates, seed), "task": aligned.task.name}, aligned.task
+    return (
+        aligned,
+        recipe,
+        load_data(sources, aligned.task, base),
+    )  # after the model, whose labels they are held against

@@ -36,7 +36,7 @@ def command(
 def filtered(input_: Path, recipe: Path, output: Path, audit: Path | None, overrides: list[str]) -> dict[str, Any]:
     """Filter a file; gives how many were read, kept and edited, and how often each rule spoke."""
     from alignkit.compose import Composition
-    from alignkit.data.audit import write_audit
+    from alignkit.data.audit import write_lines
     from alignkit.data.load import abridged, read
     from alignkit.data.prepare import filter_examples
     from alignkit.data.source import Source
@@ -62,7 +62,7 @@ def filtered(input_: Path, recipe: Path, output: Path, audit: Path | None, overr
         for example in kept:
             file.write(_as_written(example, columns))
     if audit is not None:
-        write_audit(audit, lines)
+        write_lines(audit, lines)
     rules = Counter(f"{line['component']} {line['rule']} ({line['action']})" for line in lines)
     edited = len({line["row"] for line in lines if line["action"] == "edit"} & {e.row for e in kept})
     return {"read": len(examples), "kept": len(kept), "edited": edited, "rules": dict(rules.most_common())}

@@ -33,8 +33,8 @@ def audit_line(example: Example, component: str, verdict: Verdict) -> dict[str, 
     }
 
 
-def write_audit(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write the audit whole: a reader finds the old file or the new one, never half of it."""
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines whole: a reader finds the old file or the new one, never half of it."""
     unfinished = path.with_name(f"{path.name}.tmp")
     with unfinished.open("w", encoding="utf-8") as file:
         for line in lines:

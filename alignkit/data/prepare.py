@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,7 @@ def encode(
     columns: Sequence[str] = (),
     first: int = 0,
     pack: bool = False,
+    unaligned: Collection[str] = (),
 ) -> Dataset:
     """Examples as the task encodes them, with what the step needs beside it.
 
@@ -139,13 +140,14 @@ def encode(
         columns: fields of the examples that components read and the model does not take.
         first: the index of the first example.
         pack: let the task put short rows together, a thousand examples at a time.
+        unaligned: names of views that have answers of their own.
 
     Returns:
         A data set in memory: the task's columns; `index`, the position in `examples` from `first` on; `length`, the
         number of input ids; each of `columns` that the examples have; and, where any example has a view, `views`: by
         name the encoded view, or None. A view whose scored labels are not as many as the example's (it was truncated
-        elsewhere, or a completion was rewritten) is None: the two could not be compared word by word. An example of
-        several windows has as many rows.
+        elsewhere, or a completion was rewritten) is None: the two could not be compared word by word; `unaligned` ones
+        stay. An example of several windows has as many rows.
     """
     import pyarrow
     from datasets import Dataset
@@ -154,7 +156,11 @@ def encode(
     tables = []
     for start, part in zip(range(0, len(examples), CHUNK), _chunks(examples, CHUNK, "encoding"), strict=True):
         place = first + start
-        found = [row for i, e in enumerate(part) for row in _rows(task, e, place + i, tokenizer, views, columns)]
+        found = [
+            row
+            for i, example in enumerate(part)
+            for row in _rows(task, example, place + i, tokenizer, views, columns, unaligned)
+        ]
         if found:
             found = task.pack(found) if pack else found
             try:
@@ -177,6 +183,7 @@ def _rows(
     tokenizer: Any,
     views: Callable[[Example], dict[str, Example]] | None,
     columns: Sequence[str],
+    unaligned: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     found = windows(task.encode(example, tokenizer))
     if not found:
@@ -194,8 +201,12 @@ def _rows(
         row |= {name: example[name] for name in wanted if name in example}
         if views is not None:
             pairs = {name: view[number] if len(view) == len(found) else None for name, view in versions.items()}
-            aligned = {n: f if f is not None and _scored(f) == _scored(features) else None for n, f in pairs.items()}
-            row["views"] = aligned if any(f is not None for f in aligned.values()) else None
+            kept = {
+                name: view
+                for name, view in pairs.items()
+                if view is not None and (name in unaligned or _scored(view) == _scored(features))
+            }
+            row["views"] = {name: kept.get(name) for name in pairs} if kept else None
         yield row
 
 

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, UsageError
 from alignkit.evaluation.bootstrap import Floats, Metrics, intervals, paired
+from alignkit.evaluation.robustness import PREFIX, attack_metrics, attacked, refusals
 from alignkit.evaluation.score import gap, metrics_of, predictions, statistics_matrix
-from alignkit.evaluation.table import table
+from alignkit.evaluation.table import AGAINST, table
+from alignkit.evaluation.victim import Victim
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from alignkit.components import Component, Task
+    from alignkit.components import Attack, Component, Task
     from alignkit.data import Example
 
 __all__ = ["Measured", "SplitMeasured", "compare", "evaluate", "rewritten", "table"]
@@ -44,6 +46,8 @@ class Measured:
     """What `evaluate` found of one model."""
 
     splits: dict[str, SplitMeasured] = field(default_factory=dict)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    """Attacks on single examples to look at, as `attacks.jsonl` holds them."""
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -59,10 +63,11 @@ def evaluate(
     under: Sequence[Component] = (),
     gaps: list[str] | None = None,
     views: Views | None = None,
+    attacks: Sequence[Attack] = (),
     batch_size: int = 32,
     seed: int = 0,
 ) -> Measured:
-    """Score a model on every split, on the test splits as augmenters rewrite them, and across views.
+    """Score a model on every split, on the test splits as augmenters rewrite them, across views, and under attack.
 
     Args:
         splits: name -> examples: `validation`, `test`, `test/NAME`.
@@ -70,10 +75,16 @@ def evaluate(
             test), with the same rewritten rows for every model that is scored with this seed.
         gaps: names of views; each adds the metric `gap/NAME`, the mean over the examples that have that view.
         views: an example's other versions, by name.
+        attacks: each adds `test against NAME` (with its settings: `test against pgd 0.5`) for every test split.
+
+    Raises:
+        UsageError: an attack that the task cannot be put to.
     """
-    measured = Measured()
+    if mistakes := list(refusals(attacks, task)):
+        raise UsageError(*mistakes)
+    measured, clean = Measured(), {}
     for name, examples in splits.items():
-        predicted = predictions(task, model, tokenizer, examples, batch_size)
+        predicted = clean[name] = predictions(task, model, tokenizer, examples, batch_size)
         across = _gaps(task, model, tokenizer, examples, predicted, gaps or [], views, batch_size)
         measured.splits[name] = _measured(task, examples, predicted, across)
     tests = [name for name in splits if name == "test" or name.startswith("test/")]
@@ -82,6 +93,14 @@ def evaluate(
             examples = rewritten(splits[name], augmenter, seed)
             predicted = predictions(task, model, tokenizer, examples, batch_size)
             measured.splits[f"{name} under {augmenter.name}"] = _measured(task, examples, predicted, {})
+    for attack in attacks:
+        victim = Victim(task, model, tokenizer, batch_size, seed)
+        for name in tests or [name for name in splits if name == "validation"]:
+            for setting, found in attacked(attack, victim, splits[name], clean[name]).items():
+                split = f"{name}{AGAINST}{attack.name} {setting}".rstrip()
+                metrics = metrics_of(_metrics_under_attack(task), found.names, found.matrix)
+                measured.splits[split] = SplitMeasured(found.names, found.matrix, metrics=metrics)
+                measured.attempts += [{"measured": split, **line} for line in found.lines]
     return measured
 
 
@@ -126,7 +145,7 @@ def _measured(
 ) -> SplitMeasured:
     names, matrix = statistics_matrix(task, examples, predicted)
     means = {f"gap/{view}": float(np.nanmean(g)) if np.isfinite(g).any() else np.nan for view, g in gaps.items()}
-    return SplitMeasured(names, matrix, gaps, {**metrics_of(task, names, matrix), **means})
+    return SplitMeasured(names, matrix, gaps, {**metrics_of(task.metrics, names, matrix), **means})
 
 
 # -- before against after ----------------------------------------------------------------------------------------
@@ -153,7 +172,7 @@ def compare(
     for name, new in after.splits.items():
         old = before.splits.get(name) if before is not None else None
         views = [view for view in new.gaps if old is None or view in old.gaps]
-        metrics = _with_gaps(task.metrics, views)
+        metrics = _with_gaps(_metrics_under_attack(task) if AGAINST in name else task.metrics, views)
         names = list(dict.fromkeys([*(old.names if old else []), *new.names]))
         columns = [*names, *(f"gap/{view} {part}" for view in views for part in ("sum", "rows"))]
         matrix = _columns(new, names, views)
@@ -178,6 +197,16 @@ def _columns(split: SplitMeasured, names: list[str], views: list[str]) -> Floats
     for view in views:
         columns += [np.nan_to_num(split.gaps[view], nan=0.0), np.isfinite(split.gaps[view]).astype(np.float64)]
     return np.stack(columns, axis=1) if columns else np.zeros((len(split.matrix), 0))
+
+
+def _metrics_under_attack(task: Task) -> Metrics:
+    """The task's metrics, where the attack asks for its predictions, and those of the attack."""
+
+    def both(sums: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in sums.items() if not name.startswith(PREFIX)}
+        return {**(task.metrics(own) if own else {}), **attack_metrics(sums)}
+
+    return both
 
 
 def _with_gaps(metrics: Metrics, views: list[str]) -> Metrics:

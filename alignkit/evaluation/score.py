@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alignkit.data.collate import StepCollator
 from alignkit.data.features import length, windows
+from alignkit.evaluation.bootstrap import Metrics
 from alignkit.models.adapters import cropped, virtual_tokens
 
 if TYPE_CHECKING:
@@ -24,7 +25,12 @@ LOGITS_PER_BATCH = 2**27
 
 
 def predictions(
-    task: Task, model: nn.Module, tokenizer: Any, examples: list[Example], batch_size: int = 32
+    task: Task,
+    model: nn.Module,
+    tokenizer: Any,
+    examples: list[Example],
+    batch_size: int = 32,
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """What the model predicts for each example, as `task.decode` gives it, in the order of `examples`.
 
@@ -37,13 +43,13 @@ def predictions(
     """
     task.take_weights(model, tokenizer)
     encoded = [(row, f) for row, e in enumerate(examples) for f in windows(task.encode(e, tokenizer))]
-    batches = _batches([length(f) for _, f in encoded], batch_size, _vocabulary(model))
+    batches = length_batches([length(f) for _, f in encoded], batch_size, vocabulary(model))
     collated = StepCollator(functools.partial(task.collate, tokenizer=tokenizer), task.columns)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     found: dict[int, dict[str, Any]] = {}
     with evaluating(model):
-        for start in _progress(range(0, len(batches), world), show=rank == 0):
+        for start in _progress(range(0, len(batches), world), show=progress and rank == 0):
             # past the end a process repeats the last batch: sharded models need every process in every forward pass
             places = batches[min(start + rank, len(batches) - 1)]
             batch = to_device(collated([encoded[p][1] for p in places]), model)
@@ -97,17 +103,15 @@ def statistics_matrix(
 def measure(task: Task, examples: list[Example], predictions: list[dict[str, Any]]) -> dict[str, float]:
     """The task's metrics on these examples; not a number where a metric is 0/0, empty where there are no examples."""
     names, matrix = statistics_matrix(task, examples, predictions)
-    return metrics_of(task, names, matrix)
+    return metrics_of(task.metrics, names, matrix)
 
 
-def metrics_of(task: Task, names: list[str], matrix: np.ndarray) -> dict[str, float]:
-    """The task's metrics from a matrix of statistics [N, K]."""
+def metrics_of(metrics: Metrics, names: list[str], matrix: np.ndarray) -> dict[str, float]:
+    """Metrics from a matrix of statistics [N, K]; empty where there are no rows."""
     if not len(matrix):
         return {}
     with np.errstate(all="ignore"):  # 0/0 is an answer here: not a number
-        return {
-            name: float(value) for name, value in task.metrics(dict(zip(names, matrix.sum(0), strict=True))).items()
-        }
+        return {name: float(value) for name, value in metrics(dict(zip(names, matrix.sum(0), strict=True))).items()}
 
 
 def gap(
@@ -124,14 +128,14 @@ def gap(
 # -- batches -----------------------------------------------------------------------------------------------------
 
 
-def _vocabulary(model: nn.Module) -> int:
+def vocabulary(model: nn.Module) -> int:
     """Logits per position of a language-model head; 0 for small heads."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     weight = getattr(head, "weight", None)
     return 0 if weight is None else int(weight.shape[0])
 
 
-def _batches(lengths: list[int], batch_size: int, vocabulary: int) -> list[list[int]]:
+def length_batches(lengths: list[int], batch_size: int, vocabulary: int) -> list[list[int]]:
     """Places in `lengths`, longest first, in batches: one too large for memory fails at once and not after minutes."""
     batches: list[list[int]] = []
     room = 0

@@ -12,8 +12,15 @@ if TYPE_CHECKING:
 
     from alignkit.components import Task
 
+BEFORE, ACCURACY, SUCCESS = "accuracy_before_attack", "accuracy_under_attack", "attack_success"
+"""What was right of all rows, what survived of them, and what broke of those that were right."""
+QUERIES = "queries"
+"""Inputs that the model was asked about, per row. An attack's metrics come last of a split's, in this order, and after
+them whatever else it measures."""
+AGAINST = " against "
+"""Between a split's name and an attack's: `test against pgd 0.5`."""
 HIGHER = {"accuracy", "auc", "bleu", "exact", "f1", "map", "mcc", "ndcg", "precision", "recall", "reward", "rouge"}
-LOWER = {"brier", "ece", "error", "gap", "loss", "nll", "perplexity", "toxicity"}
+LOWER = {"brier", "ece", "error", "gap", "loss", "nll", "perplexity", "success", "toxicity"}
 """Words in a metric's name that say which way is better, where the task does not."""
 
 LEGEND = "Small print under a number: its 95 % interval, by resampling the rows. ↑ higher is better, ↓ lower is better."
@@ -38,6 +45,7 @@ class Line:
     def label(self) -> str:
         """`f1 ↑`, `counterfactual gap ↓`."""
         name = f"{self.metric.removeprefix('gap/')} gap" if self.metric.startswith("gap/") else self.metric
+        name = name.replace("_", " ") if AGAINST in self.split else name
         return name + {1: " ↑", -1: " ↓", 0: ""}[self.direction]
 
     @property
@@ -56,7 +64,8 @@ class Line:
         size = max(
             (abs(side["value"]) for side in (self.before, self.after) if side.get("value") is not None), default=0
         )
-        return next((digits for bound, digits in ((100, 1), (10, 2), (0.01, 3), (0.001, 4)) if size >= bound), 5)
+        bounds = ((100, 1), (10, 2), (0.01, 3), (0.001, 4))
+        return next((digits for bound, digits in bounds if size >= bound), 5 if size else 3)
 
     def number(self, value: float | None, sign: str = "") -> str:
         """A number of this line; a dash where there is none."""
@@ -78,35 +87,43 @@ def better_direction(metric: str, main: str, greater_is_better: bool) -> int:
     """1 where more of a metric is better, -1 where less is, 0 where its name does not tell."""
     if metric == main:
         return 1 if greater_is_better else -1
+    if metric.startswith("target_loss"):  # what an attack drives down is good for the model where it stays high
+        return 1
     words = set(re.split(r"[^a-z0-9]+", metric.lower()))
     return -1 if words & LOWER else 1 if words & HIGHER else 0
 
 
-def lines(metrics: Mapping[str, Any], main: str, greater_is_better: bool, headline: bool = True) -> list[Line]:
+def lines(
+    metrics: Mapping[str, Any], main: str, greater_is_better: bool, headline: bool = True, queries: bool = False
+) -> list[Line]:
     """The lines of a `metrics.json`, test splits first.
 
     Args:
         main: the metric that ranks models.
-        headline: only that metric and the gaps; otherwise every metric.
+        headline: only that metric, the gaps, and of attacks what survived and what they measure; otherwise all.
+        queries: of attacks the queries, too, and what was right before.
     """
     found = []
     splits = {**metrics.get("before", {}), **metrics.get("after", {})}
     for split in sorted(splits, key=lambda name: not name.startswith("test")):
         sides = {side: metrics.get(side, {}).get(split, {}) for side in ("before", "after", "difference")}
         names = list(dict.fromkeys([*sides["after"], *sides["before"]]))
+        attacks = names[names.index(BEFORE) :] if BEFORE in names else []
+        shown = {main, *(name for name in attacks if queries or name not in (BEFORE, QUERIES))}
         for name in sorted(names, key=lambda name: (name != main, not name.startswith("gap/"))):
-            if not headline or name == main or name.startswith("gap/"):
+            if not headline or name in shown or name.startswith("gap/"):
                 direction = better_direction(name, main, greater_is_better)
                 found.append(Line(split, name, direction, *(sides[s].get(name, {}) for s in sides)))
     return found
 
 
-def table(metrics: Mapping[str, Any], task: Task) -> Table:
+def table(metrics: Mapping[str, Any], task: Task, queries: bool = False) -> Table:
     """The main metric and the gaps before and after, each with its interval, for a terminal of 80 columns.
 
     Args:
         metrics: in the shape of `metrics.json`, as `compare` gives it; without "before" the table has one value each.
         task: says which metric is the main one and which way is better.
+        queries: of attacks the queries, too, and what was right before.
     """
     from rich import box
     from rich.padding import Padding
@@ -129,7 +146,7 @@ def table(metrics: Mapping[str, Any], task: Task) -> Table:
         "": ("", ""),
     }
     split = None
-    for line in lines(metrics, task.metric, task.greater_is_better):
+    for line in lines(metrics, task.metric, task.greater_is_better, queries=queries):
         if line.split != split:
             if split is not None:
                 result.add_section()

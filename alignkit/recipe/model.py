@@ -23,6 +23,7 @@ from pydantic import (
 from alignkit.catalogue import Catalogue, default_catalogue
 from alignkit.components import (
     Adversary,
+    Attack,
     Augmenter,
     Averager,
     Component,
@@ -81,6 +82,8 @@ class Evaluation(BaseModel):
     gaps: list[InstanceOf[Component]] = []
     """Components with `views`: the difference between an example and its view. The name of one of the recipe's own
     constraints or updaters, or a component that takes no part in training."""
+    attacks: list[InstanceOf[Attack]] = []
+    """Attacks on the test split (the validation split where there is no test): what breaks, before and after."""
     replicates: PositiveInt = 10_000
     """Resamples of a bootstrap interval."""
 
@@ -88,6 +91,11 @@ class Evaluation(BaseModel):
     @classmethod
     def _under(cls, value: Any, info: ValidationInfo) -> Any:
         return every("augmenter", value, _making(info), {})
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _attacks(cls, value: Any, info: ValidationInfo) -> Any:
+        return every("attack", value, _making(info), {})
 
     @field_validator("gaps", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""A recipe's components: from `{use: fgm, epsilon: 0.5}` to an instance, and back."""
+"""A recipe's components: from `{use: fgm, epsilon: 0.1}` to an instance, and back."""
 
 from __future__ import annotations
 

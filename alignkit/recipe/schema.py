@@ -143,6 +143,7 @@ def _evaluation() -> dict[str, Any]:
     shapes: dict[str, Any] = {
         "under": {"type": "array", "items": _reference("augmenter")},
         "gaps": {"type": "array", "items": views},
+        "attacks": {"type": "array", "items": _reference("attack")},
         "replicates": {"type": "integer", "exclusiveMinimum": 0},
     }
     properties = {name: {**described[name], **shape} for name, shape in shapes.items()}

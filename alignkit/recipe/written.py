@@ -40,10 +40,10 @@ def resolved(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:
 
     own = recipe.components()
     gaps = [component.name if component in own else written(component) for component in recipe.evaluation.gaps]
-    under = written(recipe.evaluation.under)
+    others = {name: written(getattr(recipe.evaluation, name)) for name in ("under", "attacks")}
     sections = {
         "training": training.merged(recipe.training, bool(recipe.data.validation)),
-        "evaluation": {"under": under, "gaps": gaps, "replicates": recipe.evaluation.replicates},
+        "evaluation": {**others, "gaps": gaps, "replicates": recipe.evaluation.replicates},
     }
     names = [name for name in type(recipe).model_fields if name != "plugins"]
     values = {n: sections[n] if n in sections else written(getattr(recipe, n)) for n in (*names, "plugins")}
@@ -67,7 +67,8 @@ def versions(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:
     """Versions of alignkit, python, torch, transformers and of the distributions whose components are used."""
     from alignkit import __version__
 
-    made = [recipe.task, recipe.objective, *recipe.components(), *recipe.evaluation.under, *recipe.evaluation.gaps]
+    measuring = [*recipe.evaluation.under, *recipe.evaluation.gaps, *recipe.evaluation.attacks]
+    made = [recipe.task, recipe.objective, *recipe.components(), *measuring]
     entries = [catalogue.entry_of(type(component)) for component in made]
     plugins = {e.distribution: e.version for e in entries if e is not None and e.version}
     plugins.pop("alignkit", None)

@@ -63,6 +63,8 @@ class RunFacts:
     """Bytes: `process`, `accelerator`."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version; by default what the recipe records."""
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of `attacks.jsonl`."""
     warnings: list[str] = field(default_factory=list)
     fresh_head: bool = False
     """The model's head for this task was new, so there is no before."""
@@ -112,6 +114,16 @@ class RunFacts:
     def lines(self, headline: bool = True) -> list[Line]:
         """The metrics, test splits first: the main one and the gaps, or all."""
         return lines(self.metrics, self.metric, self.greater_is_better, headline)
+
+    def broken(self, examples: int = 4) -> dict[str, list[dict[str, Any]]]:
+        """By attacked split the first inputs that broke the aligned model, as they were and as they broke it."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for line in self.attempts:
+            if line["model"] == "after" and line["broken"] and line["attacked"]:
+                shown = found.setdefault(line["measured"], [])
+                if len(shown) < examples:
+                    shown.append(line)
+        return found
 
     def dropped(self, examples: int = 3) -> list[Dropped]:
         """What the filters did, by rule, most frequent first, with the first few examples of each."""

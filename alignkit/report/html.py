@@ -7,8 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.evaluation.robustness import brief, sides
 from alignkit.report.facts import RunFacts
-from alignkit.report.plots import curves_plot, intervals_plot
+from alignkit.report.plots import curves_plot, intervals_plot, radius_plot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,7 @@ def render(facts: RunFacts) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": duration, "size": size, "scalar": scalar}
+    environment.filters |= {"duration": duration, "size": size, "scalar": scalar, "sides": sides, "brief": brief}
     here = files("alignkit.report")
     template = environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8"))
     headline = facts.lines()
@@ -46,6 +47,8 @@ def render(facts: RunFacts) -> str:
         gaps=any(line.metric.startswith("gap/") for line in headline),
         summary=summary(facts),
         intervals=Markup(intervals_plot(headline)),
+        radii=Markup(radius_plot(facts.metrics, facts.metric)),
+        broken=facts.broken(),
         curves=Markup(curves_plot(facts.history, facts.metric)),
         costs=[row for row in facts.plan if row.get("phase") == "every step" or row.get("milliseconds") is not None],
         widest=max((abs(row.get("milliseconds") or 0.0) for row in facts.plan), default=0.0),

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from alignkit.evaluation.table import Line
+from alignkit.evaluation.table import ACCURACY, AGAINST, BEFORE, Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SIDES = ("before", "after")
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8a8f98", "#24292f"
 """Okabe and Ito's blue and vermilion are told apart with any colour vision."""
 VERDICTS = {"better": BLUE, "worse": ORANGE, "unclear": GREY, "": GREY}
@@ -46,11 +47,13 @@ MAXIMUM_CURVES = 12
 def intervals_plot(lines: Sequence[Line]) -> str:
     """Each line's difference with its interval against 0, a panel per metric; without a before, the values.
 
+    Metrics of which nobody knows which way is better are left out.
+
     Returns:
         An `<svg>` element; empty where no line has an interval.
     """
     side = "difference" if any(line.difference.get("low") is not None for line in lines) else "after"
-    shown = [line for line in lines if getattr(line, side).get("low") is not None]
+    shown = [line for line in lines if line.direction and getattr(line, side).get("low") is not None]
     metrics = {line.label: [one for one in shown if one.metric == line.metric] for line in shown}
     if not metrics:
         return ""
@@ -131,6 +134,78 @@ def curves_plot(history: Sequence[dict[str, Any]], metric: str) -> str:
         for axes in grid[len(curves) :]:
             axes.set_axis_off()
     return svg("Training curves")
+
+
+def radius_plot(metrics: Mapping[str, Any], metric: str) -> str:
+    """Accuracy under attack and the main metric over the radius, a panel for each attack that has several.
+
+    Args:
+        metrics: in the shape of `metrics.json`; splits `test against pgd 0.5` are points of a curve.
+        metric: the task's main metric.
+
+    Returns:
+        An `<svg>` element; empty where no attack was measured at two radii or more.
+    """
+    panels = [
+        (f"{_split(stem)}: {name.replace('_', ' ')}", curves)
+        for stem in dict.fromkeys(stem for side in SIDES for stem in _radii(metrics.get(side, {})))
+        for name in (ACCURACY, metric)
+        if (curves := {side: points for side in SIDES if len(points := _points(metrics.get(side, {}), stem, name)) > 1})
+    ]
+    if not panels:
+        return ""
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    with _figure(9.6, 2.7 * rows) as (figure, svg):
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, curves) in zip(grid, panels, strict=False):
+            _draw_radii(axes, title, curves, both=len(curves) > 1)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+    return svg("What is left under attacks of growing radius")
+
+
+def _split(stem: str) -> str:
+    split, _, attack = stem.partition(AGAINST)
+    return f"{attack} on {split}"
+
+
+def _radii(splits: Mapping[str, Any]) -> dict[str, dict[float, Mapping[str, Any]]]:
+    """`test against pgd` -> radius -> metrics."""
+    found: dict[str, dict[float, Mapping[str, Any]]] = {}
+    for name, metrics in splits.items():
+        stem, _, setting = name.rpartition(" ")
+        if AGAINST in stem and re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", setting):
+            found.setdefault(stem, {})[float(setting)] = metrics
+    return found
+
+
+def _points(splits: Mapping[str, Any], stem: str, name: str) -> list[tuple[float, float, float, float]]:
+    """(radius, value, low, high) in order; at 0 what it was without an attack, where that is known of the same rows."""
+    by_radius = _radii(splits).get(stem, {})
+    found = [(radius, metrics[name]) for radius, metrics in sorted(by_radius.items()) if name in metrics]
+    if len(found) > 1:
+        first = by_radius[found[0][0]]
+        clean = first.get(BEFORE) if name == ACCURACY else splits.get(stem.partition(AGAINST)[0], {}).get(name)
+        if clean is not None and clean["n"] == found[0][1]["n"]:
+            found.insert(0, (0.0, clean))
+    return [(r, m["value"], m["low"], m["high"]) for r, m in found if m["value"] is not None and m["low"] is not None]
+
+
+def _draw_radii(axes: Axes, title: str, curves: dict[str, list[tuple[float, float, float, float]]], both: bool) -> None:
+    for side, points in curves.items():
+        colour = ORANGE if side == "before" and both else BLUE
+        radii, values, low, high = zip(*points, strict=True)
+        axes.fill_between(radii, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(radii, values, "-o", color=colour, linewidth=1.6, markersize=3.5)
+    axes.set_title(title, pad=18 if both else 6)
+    for x, (side, colour) in zip((0.0, 0.16), (("before", ORANGE), ("after", BLUE)), strict=True):
+        if both:
+            axes.text(x, 1.03, side, transform=axes.transAxes, color=colour, va="bottom", fontsize=8.5)
+    axes.set_xlabel("radius, in mean embedding norms")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#e6e8eb", linewidth=0.7)
+    axes.set_axisbelow(True)
 
 
 def _title(name: str) -> str:

@@ -62,6 +62,10 @@ class Classification(Task, abstract=True):
             found[f"gold/{label}"] = float(label in gold)
         return found
 
+    def score(self, example: Example, prediction: dict[str, Any]) -> float:
+        """1 where all labels are right and none is wrong, else 0."""
+        return self.statistics(example, prediction)["correct"]
+
     def metrics(self, totals: Mapping[str, Any]) -> dict[str, Any]:
         """`accuracy`, `macro_f1`, with several labels `micro_f1`, and `f1/LABEL`."""
         labels = [name.partition("/")[2] for name in totals if name.startswith("gold/")]

@@ -218,6 +218,17 @@ class ExtractiveQa(Task):
         own = {kind: kind == KINDS[not gold] for kind in KINDS}
         return found | {f"{name}/{kind}": value * mine for kind, mine in own.items() for name, value in found.items()}
 
+    def score(self, example: Example, prediction: dict[str, Any]) -> float:
+        """F1 of the answer's words; 1 where it is one of the gold answers, as SQuAD's scorer compares them."""
+        return max(self.statistics(example, prediction)[name] for name in ("exact", "f1"))
+
+    def fixed_spans(self, example: Example) -> Mapping[str, list[tuple[int, int]]]:
+        """The gold answers, wherever else they stand in the context, too."""
+        found = set()
+        for text, start in ((answer["text"], answer["answer_start"]) for answer in example["answers"]):
+            found |= {(start, start + len(text)), *squad.places(text, example["context"])}
+        return {"context": sorted(found)}
+
     def metrics(self, totals: Mapping[str, Any]) -> dict[str, Any]:
         """`exact` and `f1`; where there are questions without an answer, also of those with and without one alone."""
         kinds = [kind for kind in ("", *(f"/{kind}" for kind in KINDS)) if f"examples{kind}" in totals]

@@ -67,6 +67,7 @@ class Generation(Task, abstract=True):
     """Beams of the search when generating; 1: greedy."""
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    decodes_outputs: ClassVar[bool] = False
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
     peft_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     has_head: ClassVar[bool] = False

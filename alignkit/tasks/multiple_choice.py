@@ -19,12 +19,19 @@ from alignkit.tasks.padding import pad
 from alignkit.tasks.stock import IGNORED, choices_there
 
 WAYS: dict[str, dict[str, Any]] = {
-    "head": {"auto_class": "AutoModelForMultipleChoice", "peft_type": "", "has_head": True, "shifts_labels": False},
+    "head": {
+        "auto_class": "AutoModelForMultipleChoice",
+        "peft_type": "",
+        "has_head": True,
+        "shifts_labels": False,
+        "decodes_outputs": True,
+    },
     "likelihood": {
         "auto_class": "AutoModelForCausalLM",
         "peft_type": "CAUSAL_LM",
         "has_head": False,
         "shifts_labels": True,
+        "decodes_outputs": False,
     },
 }
 """What the task is for each kind of model."""
@@ -189,6 +196,14 @@ class MultipleChoice(Task):
         right = float(probabilities[example["label"]])
         best = np.isfinite(right) and int(np.argmax(probabilities)) == example["label"]
         return {"examples": 1.0, "correct": float(best), "nll": -float(np.log(max(right, 1e-300)))}
+
+    def score(self, example: Example, prediction: dict[str, Any]) -> float:
+        """1 where the right choice has the highest probability, else 0."""
+        return self.statistics(example, prediction)["correct"]
+
+    def fixed_spans(self, example: Example) -> Mapping[str, list[tuple[int, int]]]:
+        """The choices."""
+        return {name: [(0, len(example[name]))] for name in example.inputs[1:]}
 
     def metrics(self, totals: Mapping[str, Any]) -> dict[str, Any]:
         """`accuracy`, and `loss`: nats per example, of the right choice's probability among its row's choices."""

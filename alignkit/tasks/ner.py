@@ -188,6 +188,18 @@ class Ner(Task):
                 found[f"{what}/{kind}"] += 1.0
         return found
 
+    def score(self, example: Example, prediction: dict[str, Any]) -> float:
+        """F1 of the sentence's entities; 1 where there are none and none is predicted."""
+        found = self.statistics(example, prediction)
+        tp, predicted, gold = (
+            sum(v for name, v in found.items() if name.startswith(f"{what}/")) for what in ("tp", "predicted", "gold")
+        )
+        return 2 * tp / (predicted + gold) if predicted + gold else 1.0
+
+    def kept_spans(self, example: Example) -> Mapping[str, list[tuple[int, int]]]:
+        """The words of entities."""
+        return {"tokens": [(i, i + 1) for i, tag in enumerate(example["tags"]) if tag != "O"]}
+
     def metrics(self, totals: Mapping[str, Any]) -> dict[str, Any]:
         """`precision`, `recall` and `f1` over all types, and `f1/TYPE`; 0 where seqeval says 0."""
         kinds = [name.partition("/")[2] for name in totals if name.startswith("gold/")]

@@ -75,6 +75,7 @@ class PromptedClassification(Classification):
     """Longest prompt in tokens. What is longer loses its first demonstrations, then the end of the longer text."""
 
     auto_class: ClassVar[str] = CAUSAL
+    decodes_outputs: ClassVar[bool] = False
     auto_classes: ClassVar[tuple[str, ...]] = (CAUSAL, MASKED)
     peft_type: ClassVar[str] = "CAUSAL_LM"
     has_head: ClassVar[bool] = False

@@ -106,6 +106,10 @@ class RelationExtraction(TextClassification):
                 found[f"{what}/{relation}"] = float(sum(_relation(label) == relation for label in labels))
         return found
 
+    def kept_spans(self, example: Example) -> Mapping[str, list[tuple[int, int]]]:
+        """Both entities."""
+        return {name: [(0, len(example[name]))] for name in ("head", "tail")}
+
     def metrics(self, totals: Mapping[str, Any]) -> dict[str, Any]:
         """`accuracy` of labels, direction included; `macro_f1`, `micro_f1`, `f1/RELATION` as the official scorer's."""
         relations = [name.partition("/")[2] for name in totals if name.startswith("gold/")]

@@ -146,6 +146,19 @@ def find(answers: list[dict[str, Any]], context: str) -> Span | None:
     return None
 
 
+def places(text: str, context: str) -> list[Span]:
+    """Where a text without the spaces around it stands in a context, not as a part of other words."""
+    text = text.strip()
+    bare = [(place, place + len(text)) for place in _occurrences(text, context)]
+    return [(start, end) for start, end in bare if not (_splits(context, start) or _splits(context, end))]
+
+
+def _splits(text: str, place: int) -> bool:
+    """A place between two characters of one word; of scripts without spaces each character is one."""
+    around = text[max(place - 1, 0) : place + 1]
+    return 0 < place < len(text) and around.isalnum() and not re.search(f"[{_UNSPACED}]", around)
+
+
 def _occurrences(text: str, context: str) -> list[int]:
     places, place = [], context.find(text)
     while place >= 0:

@@ -60,6 +60,34 @@ def scored_log_probabilities(logits: Tensor, batch: Batch, shifts_labels: bool =
     return logits[labels != IGNORED].float().log_softmax(-1), "token"
 
 
+def row_losses(outputs: Any, batch: Batch, shifts_labels: bool = False) -> Tensor:
+    """[B] in float32: the mean negative log-likelihood of each row's labels, in nats; 0 where a row has none.
+
+    Args:
+        outputs: a model's, for any head that `scored_log_probabilities` knows.
+        batch: with its `labels`, or `start_positions` and `end_positions`.
+        shifts_labels: the label at t is predicted at t - 1.
+    """
+    if "start_positions" in batch:
+        logits = torch.stack([outputs.start_logits, outputs.end_logits], 1)
+        log_p, _ = scored_log_probabilities(logits, batch)
+        places = torch.stack([batch["start_positions"], batch["end_positions"]], 1)
+        return -log_p.gather(-1, places[..., None]).mean((1, 2))
+    logits, labels = outputs.logits, batch["labels"]
+    if labels.is_floating_point() or logits.dim() == 2:
+        log_p, _ = scored_log_probabilities(logits, batch)
+        if labels.is_floating_point():
+            return -(log_p[..., 0] * labels + log_p[..., 1] * (1 - labels)).mean(-1)
+        return -log_p.gather(-1, labels[:, None])[:, 0]
+    if shifts_labels:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    scored = labels != IGNORED
+    log_p = logits[scored].float().log_softmax(-1).gather(-1, labels[scored][:, None])[:, 0]
+    rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[scored]
+    sums = torch.zeros(len(labels), device=labels.device).index_add(0, rows, -log_p)
+    return sums / scored.sum(-1).clamp_min(1)
+
+
 def choices_there(batch: Batch) -> Tensor:
     """[B, C]: the choices of a multiple-choice batch [B, C, T] that a row has, without those that pad it."""
     mask = batch.get("attention_mask")

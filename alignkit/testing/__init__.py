@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from alignkit.testing.conformance import (
         CASES,
         AdversaryCases,
+        AttackCases,
         AugmenterCases,
         AveragerCases,
         ConstraintCases,
@@ -29,6 +30,7 @@ __all__ = [
     "CASES",
     "HEADS",
     "AdversaryCases",
+    "AttackCases",
     "AugmenterCases",
     "AveragerCases",
     "ConstraintCases",

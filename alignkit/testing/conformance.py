@@ -5,7 +5,7 @@
     class TestFGM(AdversaryCases):
         @pytest.fixture
         def component(self):
-            return FGM(epsilon=0.5)
+            return FGM(epsilon=0.1)
 
 pytest collects the cases with the subclass. Everything runs for real: `AlignTrainer` on tiny models of every head, and
 whole runs where a component needs them; a component takes from one to some fifteen seconds.
@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import pytest
 
-for _module in ("component_cases", "step_cases", "data_cases", "weights_cases", "run_cases"):
+for _module in ("component_cases", "step_cases", "data_cases", "weights_cases", "run_cases", "attack_cases"):
     pytest.register_assert_rewrite(f"alignkit.testing.{_module}")  # a failing case then shows its values
 
-from alignkit.testing.component_cases import ComponentCases, TrainingCases  # noqa: E402  # after the registration
+from alignkit.testing.attack_cases import AttackCases  # noqa: E402  # after the registration
+from alignkit.testing.component_cases import ComponentCases, TrainingCases  # noqa: E402
 from alignkit.testing.data_cases import AugmenterCases, FilterCases  # noqa: E402
 from alignkit.testing.run_cases import TaskCases, UpdaterCases  # noqa: E402
 from alignkit.testing.step_cases import AdversaryCases, ConstraintCases, ObjectiveCases, WeightCases  # noqa: E402
@@ -37,6 +38,7 @@ CASES: dict[str, type[ComponentCases]] = {
         TaskCases,
         ObjectiveCases,
         WeightCases,
+        AttackCases,
     )
 }
 """The cases of each kind."""
@@ -44,6 +46,7 @@ CASES: dict[str, type[ComponentCases]] = {
 __all__ = [
     "CASES",
     "AdversaryCases",
+    "AttackCases",
     "AugmenterCases",
     "AveragerCases",
     "ComponentCases",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,32 +18,48 @@ from alignkit.testing.models import Row
 from alignkit.testing.training import fresh, make_rows, same
 
 
-class ConstraintCases(TrainingCases):
-    """Of a constraint: its penalty is logged and validated, and enters the loss with its weight."""
+class PenaltyCases(TrainingCases):
+    """Of what adds a term to the loss, if it does: it is logged and validated, and enters the loss with its weight."""
 
-    kind: ClassVar[str] = "constraint"
-
-    def test_it_is_logged_and_validated(self, component: Constraint, tmp_path: Path) -> None:
+    def test_it_is_logged_and_validated(self, component: Any, tmp_path: Path) -> None:
+        _skip_without_penalty(component)
         head = self.heads[0]
         trainer = self.trainer(component, head, tmp_path, eval_rows=self.rows(head, 5, component))
         trainer.train()
         named = next(entry for entry in trainer.state.log_history if "loss" in entry)
         assert f"penalty/{component.name}" in named
-        assert f"eval_penalty/{component.name}" in trainer.evaluate()
+        evaluated = trainer.evaluate()[f"eval_penalty/{component.name}"]
+        assert evaluated == trainer.evaluate()[f"eval_penalty/{component.name}"]
 
-    def test_its_weight_multiplies_its_gradient(self, component: Constraint, tmp_path: Path) -> None:
+    def test_its_weight_multiplies_its_gradient(self, component: Any, tmp_path: Path) -> None:
+        _skip_without_penalty(component)
         head, weighed = self.heads[0], {}
         for weight in (0.0, 1.0, 3.0):
             component.weight = weight
             weighed[weight] = self.gradient(component, head, tmp_path)
         own, tripled = weighed[1.0] - weighed[0.0], weighed[3.0] - weighed[0.0]
         torch.testing.assert_close(tripled, 3 * own, rtol=1e-3, atol=1e-3 * max(float(own.abs().max()), 1e-3))
-        plain = self.gradient(component, head, tmp_path, components=[])
-        torch.testing.assert_close(weighed[0.0], plain, rtol=1e-4, atol=1e-6)
+        if "attack" not in component.hook_points:  # whose losses are others than the plain one at any weight
+            plain = self.gradient(component, head, tmp_path, components=[])
+            torch.testing.assert_close(weighed[0.0], plain, rtol=1e-4, atol=1e-6)
 
 
-class AdversaryCases(TrainingCases):
-    """Of an adversary: as many losses as it says, weights as they were, perturbations on real tokens, in the radius."""
+def _skip_without_penalty(component: Component) -> None:
+    if "penalty" not in component.hook_points:
+        pytest.skip("it adds no term to the loss")
+
+
+class ConstraintCases(PenaltyCases):
+    """Of a constraint: its penalty is logged and validated, and enters the loss with its weight."""
+
+    kind: ClassVar[str] = "constraint"
+
+
+class AdversaryCases(PenaltyCases):
+    """Of an adversary: as many losses as it says, weights as they were, perturbations on real tokens, in the radius.
+
+    One whose method is a penalty on the outputs has one loss, in which its passes are hidden; they are looked at, too.
+    """
 
     kind: ClassVar[str] = "adversary"
     norm: ClassVar[Literal["example", "token", "largest"]] = "example"
@@ -84,14 +101,16 @@ class AdversaryCases(TrainingCases):
         with perturbations(step.context.embedding) as seen:
             for loss in step.context.composition.attack(step):
                 loss.backward()
-        ids = step.batch["input_ids"]
-        shown = step.real_tokens(special=bool(getattr(component, "perturb_special", False))).bool()
-        assert shown.any()
-        assert not shown.all()
+        special = bool(getattr(component, "perturb_special", False))
+        batches = [*(view.batch for view in step.views.values()), step.batch]
+        masks = [step.real_tokens(special, batch).bool() for batch in batches]
+        assert masks[-1].any()
+        assert not masks[-1].all()
+        shown = {mask.shape[:2]: mask for mask in masks}
         for delta in seen:
-            assert delta.shape[:2] == (ids.numel() // ids.shape[-1], ids.shape[-1])
+            assert delta.shape[:2] in shown
             assert delta.isfinite().all()
-            assert not delta.masked_select(~shown).any(), "padding or special tokens are perturbed"
+            assert not delta.masked_select(~shown[delta.shape[:2]]).any(), "padding or special tokens are perturbed"
             self._assert_within(delta / step.context.unit_length, self.radius(component))
 
     def _assert_within(self, delta: Tensor, radius: float | None) -> None:

@@ -159,7 +159,7 @@ def _refuse(recipe: Recipe, path: str, splits: Mapping[str, list[Example]]) -> N
         splits = load(recipe.data, recipe.task, recipe.base)
     else:
         recipe.task.prepare(splits)  # the plan depends on the labels
-    plan_of(recipe, splits["train"][:200])
+    plan_of(recipe, splits["train"])
 
 
 def _told(recipe: Recipe, path: str, values: Mapping[str, Any], mistake: Mistake) -> Mistake:

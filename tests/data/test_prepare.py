@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignkit.components import KEEP, Verdict
-from alignkit.data.audit import write_audit
+from alignkit.data.audit import write_lines
 from alignkit.data.collate import StepCollator
 from alignkit.data.example import Example
 from alignkit.data.prepare import augment, encode, filter_examples
@@ -46,7 +46,7 @@ def test_filters_see_what_those_before_them_left(tmp_path):
     assert [(e["text"], e.source, e.row, e.line) for e in kept] == [
         ("TEXT 0", "a.csv", 0, 2), ("TEXT 2", "a.csv", 2, 4), ("TEXT 4", "a.csv", 4, 6),
     ]  # fmt: skip
-    write_audit(tmp_path / "audit.jsonl", audit)
+    write_lines(tmp_path / "audit.jsonl", audit)
     lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert len(lines) == 5
     assert lines[0] == {
@@ -132,6 +132,13 @@ def test_a_view_that_was_truncated_elsewhere_is_dropped():
     task, found = ner(maximum_length=7)  # "zebras" takes six tokens, so the view's other words are cut
     assert encode(task, found[:1], TOKENIZER).num_rows == 1
     assert "views" not in encode(task, found[:1], TOKENIZER, swapped).column_names
+
+
+def test_a_view_with_an_answer_of_its_own_stays():
+    task, found = ner(maximum_length=7)
+    (row,) = encode(task, found[:1], TOKENIZER, swapped, unaligned=["swap"])
+    assert len(row["views"]["swap"]["labels"]) == 7
+    assert "views" not in encode(task, found[:1], TOKENIZER, swapped, unaligned=["other"]).column_names
 
 
 def test_columns_with_names_of_encoded_ones_are_refused():

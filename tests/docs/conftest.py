@@ -70,7 +70,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part in (model, tokenizer):
             part.save_pretrained(folder / "models" / name)
     alignkit.train(alignkit.Recipe(base=folder, **PLAIN))
-    for name in ("monday", "a", "b"):
+    for name in ("monday", "a", "b", "hardened"):
         shutil.copytree(folder / "runs" / "plain", folder / "runs" / name)
     return folder
 

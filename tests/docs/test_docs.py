@@ -208,7 +208,8 @@ def test_every_method_of_a_plugin_has_a_card_that_names_its_fields(card: Path) -
     introduction = text.partition("\n## ")[0]
     for entry in own:
         fields = catalogue.load_class(entry).__pydantic_fields__  # type: ignore[attr-defined]  # set by the base
-        about = introduction + section(text, entry.name)
+        title = f"Attack: {entry.name}" if entry.kind == "attack" else entry.name
+        about = introduction + section(text, title)
         missing = [name for name in fields if name != "weight" and not re.search(rf"\b{name}\b", about)]
         assert missing == [], f"{entry.name}: its card does not mention {missing}"
 

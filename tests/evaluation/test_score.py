@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit.evaluation.score import _batches, gap, measure, predictions, statistics_matrix
+from alignkit.evaluation.score import gap, length_batches, measure, predictions, statistics_matrix
 
 
 def one_by_one(task, model, examples):
@@ -102,9 +102,9 @@ def test_gap_is_missing_where_either_prediction_is(task, examples):
 
 
 def test_batches_hold_rows_of_like_length_and_are_bounded_by_their_logits():
-    assert _batches({0: 3, 1: 9, 2: 5, 3: 9}, 2, 0) == [[1, 3], [2, 0]]
-    assert _batches({0: 1024, 1: 1024, 2: 2}, 32, 2**17) == [[0], [1], [2]]
-    assert max(map(len, _batches(dict.fromkeys(range(64), 256), 32, 2**15))) == 16
+    assert length_batches({0: 3, 1: 9, 2: 5, 3: 9}, 2, 0) == [[1, 3], [2, 0]]
+    assert length_batches({0: 1024, 1: 1024, 2: 2}, 32, 2**17) == [[0], [1], [2]]
+    assert max(map(len, length_batches(dict.fromkeys(range(64), 256), 32, 2**15))) == 16
 
 
 SCRIPT = """
@@ -118,6 +118,8 @@ found = predictions(task, conftest.bag.__wrapped__(), None, examples, 4)
 flat = [p["probabilities"].tolist() if p else [] for p in found]
 with open(sys.argv[2] + str(torch.distributed.get_rank()), "w") as file:
     file.write(repr(flat))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
@@ -131,6 +133,6 @@ def test_two_processes_give_each_what_one_gives(task, bag, examples, tmp_path):
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "rank")]
     started = [subprocess.Popen(command, env={**base, "RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait(60) for process in started] == [0, 0]
+    assert [process.wait(300) for process in started] == [0, 0]
     alone = repr([p["probabilities"].tolist() if p else [] for p in predictions(task, bag, None, examples, 4)])
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == [alone] * 2

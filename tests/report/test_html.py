@@ -14,7 +14,7 @@ import pytest
 
 from alignkit.report import RunFacts, write_report
 from alignkit.report.html import duration, render, size
-from alignkit.report.plots import curves_plot, intervals_plot
+from alignkit.report.plots import curves_plot, intervals_plot, radius_plot
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -83,6 +83,114 @@ def test_the_page_says_what_the_run_found(facts):
     assert "epsilon: 0.5" in words
     assert "transformers 5.23.0" in words
     assert "3 min 23 s" in words
+
+
+# -- attacks -----------------------------------------------------------------------------------------------------
+
+
+def interval(value, n=40):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
+
+
+def under_attack(split, *values, n=40):
+    """A curve of accuracies over the radii 0.1, 0.2 …, from .9 without an attack."""
+    return {
+        f"{split} against pgd {radius / 10:g}": {
+            "f1": interval(value, n),
+            "accuracy_before_attack": interval(0.9, n),
+            "accuracy_under_attack": interval(value, n),
+            "attack_success": interval(1 - value, n),
+            "queries": interval(20.0, n),
+        }
+        for radius, value in enumerate(values, 1)
+    }
+
+
+ATTEMPT = {
+    "model": "after",
+    "measured": "test against deepwordbug",
+    "split": "test",
+    "row": 7,
+    "broken": True,
+    "queries": 9,
+    "input": {"tokens": ["Ada", "lives", "in", "Rome"]},
+    "attacked": {"tokens": ["Aad", "lives", "in", "Rome"]},
+    "predicted": {"entities": [{"text": "Ada", "type": "PER"}]},
+    "under_attack": {"entities": []},
+    "measures": {"edits": 2.0},
+}
+
+
+def test_broken_inputs_stand_beside_what_they_were(facts):
+    facts.attempts = [
+        {**ATTEMPT, "model": "before", "row": 1},
+        {**ATTEMPT, "row": 2, "broken": False},
+        {**ATTEMPT, "row": 3, "attacked": None, "measured": "test against pgd 0.1"},
+        *({**ATTEMPT, "row": row} for row in range(7, 20)),
+        {**ATTEMPT, "measured": "test against typos", "queries": 1, "input": {"text": "a film", "text_pair": "<b>"},
+         "attacked": {"text": "a flim", "text_pair": "<b>"}, "predicted": {"label": "good"}, "under_attack": None},
+    ]  # fmt: skip
+    text = render(facts)
+    words = Page(text).words
+    assert "Under attack" in words
+    assert (
+        "test against deepwordbug: inputs that broke the aligned model "
+        "row 7 · 9 queries · Ada (PER) → no entities Ada lives in Rome Aad lives in Rome row 8" in words
+    )
+    assert "row 1 ·" not in words
+    assert "row 2 ·" not in words
+    assert "row 11 ·" not in words, "a few of each attack"
+    assert "<mark>Ada</mark> lives in Rome</div>" in text
+    assert "<mark>Aad</mark> lives in Rome</div>" in text
+    assert "row 7 · 1 query · good → nothing a film a flim <b>" in words
+    assert text.count("&lt;b&gt;") == 1, "what is as it was is shown once"
+
+
+def test_a_curve_begins_with_what_there_is_without_an_attack(facts):
+    clean = {"test": {"f1": interval(0.95)}}
+    facts.metrics = {
+        "before": {**clean, **under_attack("test", 0.5, 0.3)},
+        "after": {**clean, **under_attack("test", 0.7, 0.6)},
+        "difference": {},
+    }
+    text = render(facts)
+    assert "pgd on test: accuracy under attack" in text
+    assert "pgd on test: f1" in text
+    assert "What is left under attacks of growing radius" in text
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        xml.dom.minidom.parseString(svg)
+
+
+def test_points_of_a_curve():
+    from alignkit.report.plots import _points
+
+    splits = {"test": {"f1": interval(0.95, n=40)}, **under_attack("test", 0.5, 0.3)}
+    stem = "test against pgd"
+    f1, accuracy = (_points(splits, stem, name) for name in ("f1", "accuracy_under_attack"))
+    assert [point[:2] for point in f1] == [(0.0, 0.95), (0.1, 0.5), (0.2, 0.3)]
+    assert [point[:2] for point in accuracy] == [(0.0, 0.9), (0.1, 0.5), (0.2, 0.3)]
+    fewer = {**splits, "test": {"f1": interval(0.95, n=300)}}
+    assert [point[0] for point in _points(fewer, stem, "f1")] == [0.1, 0.2], "of other rows than those of the attack"
+
+
+def test_one_radius_or_words_are_no_curve():
+    one = {"after": under_attack("test", 0.5)}
+    named = {"after": {f"test against {name}": {"accuracy_under_attack": interval(0.5)} for name in ("typos", "gcg")}}
+    assert radius_plot(one, "f1") == radius_plot(named, "f1") == radius_plot({}, "f1") == ""
+    two = {"after": {**under_attack("test", 0.5, 0.4), **under_attack("test/other", 0.5, 0.4)}}
+    svg = radius_plot(two, "f1")
+    assert "pgd on test: " in svg
+    assert "pgd on test/other: " in svg
+
+
+def test_the_headline_has_of_an_attack_what_survived_and_what_it_measures(facts):
+    split = under_attack("test", 0.5)["test against pgd 0.1"]
+    facts.metrics = {"after": {"test against pgd 0.1": {**split, "words_left": interval(2.0)}}}
+    labels = [line.label for line in facts.lines()]
+    assert labels == ["f1 ↑", "accuracy under attack ↑", "attack success ↓", "words left"]
+    assert "words left" not in intervals_plot(facts.lines()), "nobody knows which way is better"
+    more = [line.label for line in facts.lines(headline=False)]
+    assert {"accuracy before attack ↑", "queries"} <= set(more)
 
 
 EVIL = "<script>alert('x')</script>&\"$x_1$]]>"

@@ -27,16 +27,22 @@ class FGM(Adversary):
     under LoRA nothing happens at all. The paper normalises the embeddings instead of scaling epsilon; here the unit of
     length is the model's mean embedding norm, so that one epsilon suits models of different scales.
 
+    The default is a tenth of what is usually written. In that snippet a radius of 1 is shared by all examples of a
+    batch, and the paper's 5 is spread over hundreds of normalised words. Per example, 1.0 (on SST-2 also 0.3) kept
+    MiniLM with a fresh head from learning at all; 0.1 raises the loss of a trained tagger by a half.
+
     Cost: two forward and backward passes per step (about 1.9 times a plain step); no memory beyond one [B, T, D].
 
-    Relations: a projected multi-step attack is stronger and costs a pass per step; start with this one.
+    Relations: start with this one. `pgd` searches further, for .73 of a pass per step; `freelb` trains on every step of
+    its search, at as many passes; `free-at` spreads the search over optimizer steps and costs no pass more; `fgsm`
+    bounds each token instead of the example; `vat` needs no labels; `awp` moves the weights.
 
     Example:
-        >>> FGM(epsilon=0.5).passes
+        >>> FGM(epsilon=0.1).passes
         2
     """
 
-    epsilon: PositiveFloat = 1.0
+    epsilon: PositiveFloat = 0.1
     """L2 radius of the perturbation of one example, in units of the model's mean embedding norm."""
 
     passes: ClassVar[int] = 2

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt
 
 from alignkit.components import KEEP, Filter, Verdict
 from alignkit.data import Example
-from alignkit_filters.scripts import CJK
+from alignkit.data.scripts import CJK
 from alignkit_filters.texts import Of, Text, texts
 
 _WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:['’][^\W_{CJK}]+)*")

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from alignkit.components import KEEP, Filter, Verdict
 from alignkit.data import Example
+from alignkit.data.scripts import UNSPACED
 from alignkit.errors import Mistake, UsageError
-from alignkit_filters.scripts import UNSPACED
 from alignkit_filters.texts import Of, rewritten, texts
 
 if TYPE_CHECKING:

@@ -3,71 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from numpy.random import Generator
 from pydantic import Field
 
 from alignkit.components import Augmenter
 from alignkit.data import Example
-from alignkit_filters.scripts import UNSPACED
+from alignkit.data.edits import OPERATIONS, Operation, plain_words
 
-Operation = Literal["swap", "drop", "add", "substitute"]
 Share = Annotated[float, Field(gt=0, le=1)]
-
-_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-_NEIGHBOURS = {
-    letter: [
-        *row[max(i - 1, 0) : i],
-        *row[i + 1 : i + 2],
-        *(other[i] for k, other in enumerate(_ROWS) if abs(k - r) == 1 and i < len(other)),
-    ]
-    for r, row in enumerate(_ROWS)
-    for i, letter in enumerate(row)
-}
-_TOKEN = re.compile(rf"[^\s{UNSPACED}]+")
-_LETTERS = re.compile(rf"[^\W\d_{UNSPACED}]{{4,}}")
-_SPECIAL = re.compile(r"[@#\d_<>\[\]{}|\\`]|://|\w\.\w")
-"""Tokens that are no plain words: addresses, mentions, tags, numbers, placeholders, code."""
-
-
-# -- edits of one word -------------------------------------------------------------------------------------------
-
-
-def swaps(word: str) -> list[str]:
-    """`word` with two inner neighbours swapped, every way that changes it."""
-    pairs = range(1, len(word) - 2)
-    return [word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in pairs if word[i] != word[i + 1]]
-
-
-def drops(word: str) -> list[str]:
-    """`word` without one inner letter, every way."""
-    return [word[:i] + word[i + 1 :] for i in range(1, len(word) - 1)]
-
-
-def additions(word: str) -> list[str]:
-    """`word` with a key that lies beside an inner letter's struck before it, every way."""
-    return [word[:i] + key + word[i:] for i in range(1, len(word) - 1) for key in _keys_beside(word[i])]
-
-
-def substitutions(word: str) -> list[str]:
-    """`word` with an inner letter replaced by a key beside it, every way."""
-    return [word[:i] + key + word[i + 1 :] for i in range(1, len(word) - 1) for key in _keys_beside(word[i])]
-
-
-def _keys_beside(letter: str) -> list[str]:
-    keys = _NEIGHBOURS.get(letter.lower(), [])
-    return [key.upper() for key in keys] if letter.isupper() else keys
-
-
-OPERATIONS: dict[str, Callable[[str], list[str]]] = {
-    "swap": swaps,
-    "drop": drops,
-    "add": additions,
-    "substitute": substitutions,
-}
 
 
 def misspell(word: str, operations: Sequence[Operation], generator: Generator) -> str:
@@ -107,14 +53,16 @@ def with_typos(example: Example, rate: float, operations: Sequence[Operation], g
 
 
 def _map_eligible(example: Example, change: Callable[[str], str], operations: Sequence[Operation]) -> Example:
-    def letters(match: re.Match[str]) -> str:
-        word = match.group()
-        return change(word) if any(OPERATIONS[operation](word) for operation in operations) else word
+    def text(value: str) -> str:
+        parts, end = [], 0
+        for start, stop in plain_words(value):
+            word = value[start:stop]
+            possible = any(OPERATIONS[operation](word) for operation in operations)
+            parts += [value[end:start], change(word) if possible else word]
+            end = stop
+        return "".join([*parts, value[end:]])
 
-    def token(text: str) -> str:
-        return text if _SPECIAL.search(text) else _LETTERS.sub(letters, text)
-
-    return example.map_text(lambda text: _TOKEN.sub(lambda match: token(match.group()), text), word=token)
+    return example.map_text(text)
 
 
 class Typos(Augmenter):

@@ -1,0 +1,1 @@
+"""Attacks: how robust a finished model is, measured."""

@@ -169,7 +169,9 @@ class Component:
         cls.hook_points = tuple(n for n in HOOK_POINTS if getattr(getattr(cls, n, None), "alignkit_impl", None))
         if not abstract:
             _refuse_missing_methods(cls)
-        config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+        config = ConfigDict(
+            extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True, allow_inf_nan=False
+        )
         try:
             pydantic_dataclass(cls, kw_only=True, eq=False, config=config)
         except (TypeError, ValueError) as error:  # a mutable default, a type that pydantic cannot validate

@@ -232,6 +232,9 @@ def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Compositi
     except UsageError as error:
         mistakes += error.mistakes
     mistakes += refusals(recipe.evaluation.attacks, recipe.task)
+    if recipe.evaluation.attacks and not (recipe.data.validation or recipe.data.test):
+        found = "the data has neither a test nor a validation split, so that no row would be attacked"
+        mistakes.append(Mistake("evaluation.attacks", found, "a split to attack", "add `test:` to `data:`"))
     if mistakes:
         raise UsageError(*mistakes)
     training = recipe.training

@@ -371,10 +371,8 @@ class AlignTrainer(Trainer):
         elif "loss" in logs:
             self._logged = Meter()
         if "loss" in logs and self.composition.components:
-            skipped, self._skipped = (
-                self._sum_over_processes(torch.as_tensor(self._skipped, device=self.args.device)),
-                0,
-            )
+            skipped = self._sum_over_processes(torch.as_tensor(self._skipped, device=self.args.device))
+            self._skipped = 0
             logs |= {"nonfinite_gradients": float(skipped)} if skipped else {}
         super().log(logs, start_time)
 

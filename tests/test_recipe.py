@@ -416,6 +416,10 @@ def test_an_override_that_is_wrong_names_itself(write: Write) -> None:
         "--set seed.a=1: {'a': 1}; expected an integer",
         "--set output=3: 3; expected a string",
     ]
+    assert mistakes(path, "seed=-1") == ["--set seed=-1: -1; expected a number greater than or equal to 0"]
+    assert mistakes(path, "adversary.use=fgm", "adversary.epsilon=.inf") == [
+        "--set adversary.epsilon=.inf: inf; expected a finite number"
+    ]
 
 
 # -- training ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,10 @@ from alignkit.cli.files import refuse_unwritable, written_whole
 from alignkit.cli.parts import component
 from alignkit.data.source import Source
 from alignkit.errors import Mistake, UsageError
+
+if TYPE_CHECKING:
+    from alignkit.aligned import Aligned
+    from alignkit.components import Attack
 
 EXAMPLES = 5
 """Broken inputs that are printed for each attack."""
@@ -37,7 +41,7 @@ def command(
     plot: Annotated[Path | None, typer.Option(help="Write the curve over an attack's radii here, as SVG.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 32,
     replicates: Annotated[int, typer.Option(min=100, help="Bootstrap samples behind an interval.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the attacks and of the bootstrap.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Of the attacks and of the bootstrap.")] = 42,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     """Attack a model: accuracy under attack, attack success among what was right, queries, broken inputs."""
@@ -53,9 +57,11 @@ def command(
     labelled = Source(path=str(data), columns=mapped(column or [])) if data is not None else None
     aligned, _, rows = with_rows(run, labelled, task)
     tests = {name: examples for name, examples in rows.items() if name.startswith("test")} or rows
-    limits = [attack.limit for attack in attacks]
-    if None not in limits and not any(attack.needs_score for attack in attacks):  # then no other row is looked at
+    limits = [attack.limit for attack in attacks if attack.limit is not None]
+    if len(limits) == len(attacks) and not any(attack.needs_score for attack in attacks):  # no other row is needed
         tests = {name: [rows[i] for i in spread(len(rows), max(limits))] for name, rows in tests.items()}
+    if plot is not None:
+        _refuse_without_curve(plot, attacks, aligned)
     measured = evaluate(
         aligned.task, aligned.model, aligned.tokenizer, tests, attacks=attacks, batch_size=batch_size, seed=seed
     )
@@ -71,15 +77,11 @@ def command(
         for split in dict.fromkeys(line["measured"] for line in measured.attempts):
             _print_broken(console, split, [line for line in measured.attempts if line["measured"] == split])
     if plot is not None:
-        drawn = radius_plot(metrics, aligned.task.metric)
-        if not drawn:
-            found = "no attack was measured at two radii or more, so there is no curve"
-            raise UsageError(Mistake(f"--plot {plot}", found, "an attack with several radii", "--method pgd"))
         with written_whole(plot) as out:
-            out.write(drawn)
+            out.write(radius_plot(metrics, aligned.task.metric))
 
 
-def _attacks(methods: list[str], overrides: list[str]) -> list[Any]:
+def _attacks(methods: list[str], overrides: list[str]) -> list[Attack]:
     """The attacks that the command line names, each with its fields.
 
     Raises:
@@ -100,11 +102,33 @@ def _attacks(methods: list[str], overrides: list[str]) -> list[Any]:
     return made
 
 
+def _refuse_without_curve(plot: Path, attacks: Sequence[Attack], aligned: Aligned) -> None:
+    """A plot of attacks that have no curve, before hours are spent on them.
+
+    Raises:
+        UsageError: none of them has two radii or more; or the task cannot be put to them.
+    """
+    from alignkit.evaluation.robustness import refusals
+    from alignkit.evaluation.victim import Victim
+    from alignkit.report.plots import is_radius
+
+    if mistakes := list(refusals(attacks, aligned.task)):
+        raise UsageError(*mistakes)
+    with Victim(aligned.task, aligned.model, aligned.tokenizer) as victim:
+        settings = [list(filter(is_radius, attack.attempt(victim, []))) for attack in attacks]
+    if max(map(len, settings)) < 2:
+        found = "no attack is measured at two radii or more, so there is no curve"
+        raise UsageError(Mistake(f"--plot {plot}", found, "an attack with several radii", "--method pgd"))
+
+
 def _of_attack(mistake: Mistake, name: str, methods: list[str]) -> Mistake:
     """What is wrong with a field that is set for every attack, and of which of them."""
     if len(methods) == 1 or not mistake.where.startswith("--set"):
         return mistake
-    mend = "set it of one alone: --set NAME.FIELD=VALUE" if "unknown field" in mistake.found else mistake.mend
+    mend = mistake.mend
+    if "unknown field" in mistake.found:
+        dotted = "." in mistake.where.partition("=")[0]
+        mend = f"NAME is one of {', '.join(methods)}" if dotted else "set it of one alone: --set NAME.FIELD=VALUE"
     return replace(mistake, where=f"--method {name} {mistake.where}", mend=mend)
 
 

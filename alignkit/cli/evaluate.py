@@ -33,7 +33,7 @@ def command(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 32,
     replicates: Annotated[int, typer.Option(min=100, help="Bootstrap samples behind an interval.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and of augmenters.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap and of augmenters.")] = 42,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     """Metrics with 95 % intervals, on the run's own splits (clean, under augmenters, across views) or on a file."""
@@ -129,8 +129,5 @@ def with_rows(
     if not sources:
         found = "its recipe has neither a validation nor a test split"
         raise UsageError(Mistake(run, found, "a labelled file", "name one with --data"))
-    return (
-        aligned,
-        recipe,
-        load_data(sources, aligned.task, base),
-    )  # after the model, whose labels they are held against
+    examples = load_data(sources, aligned.task, base)  # after the model, whose labels these are held against
+    return aligned, recipe, examples

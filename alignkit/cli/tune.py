@@ -26,7 +26,7 @@ def command(
     trials: Annotated[int | None, typer.Option(min=1, help="How many; 20 where the recipe does not say.")] = None,
     metric: Annotated[str | None, typer.Option(help="What is best on the validation split.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which no further trial is begun.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the search; by default the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the search; by default the recipe's.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="K=V", help="Override a field: adversary.epsilon=0.3")
     ] = None,

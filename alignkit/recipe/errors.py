@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from pydantic_core import ArgsKwargs
 
 from alignkit.errors import Mistake, PluginError, UsageError, nearest
 
@@ -82,7 +83,11 @@ def problems_of(
         describe: the description of the field at a place.
     """
     found: dict[Place, Problem] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    wrong_inside = {detail["loc"][:n] for detail in details for n in range(len(detail["loc"]))}
+    for detail in details:
+        if detail["type"] == "too_short" and detail["loc"] in wrong_inside:
+            continue  # without its wrong items, which are reported themselves
         nested = detail.get("ctx", {}).get("error")
         where = _address(detail["loc"], data, keep_last=detail["type"] in ("missing", *_UNKNOWN))
         if isinstance(nested, Problems):
@@ -121,11 +126,14 @@ def _problem(
     if kind in ("value_error", "assertion_error"):
         message = message.partition(", ")[2]
         if not message.startswith("expected "):
-            value = "" if isinstance(detail["input"], Mapping) else f"{shown(detail['input'])}: "
-            return Problem(where, value + message)
+            whole = isinstance(detail["input"], Mapping | ArgsKwargs)  # the complaint is about several fields together
+            return Problem(where, message if whole else f"{shown(detail['input'])}: {message}")
         message = message.removeprefix("expected ")
     elif kind == "is_instance_of":
         message = f"a component of kind {detail['ctx']['class'].lower()}"
+    elif kind == "too_short":
+        least = detail["ctx"]["min_length"]
+        message = f"at least {'one' if least == 1 else least}"
     elif kind == "literal_error":
         message = detail["ctx"]["expected"]
     elif kind.startswith(("greater_than", "less_than")):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -161,7 +161,7 @@ class Recipe(BaseModel):
     """Any field of transformers.TrainingArguments."""
     tune: Tune | None = None
     """What `alignkit tune` searches; `alignkit train` ignores it."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Of everything random."""
     output: str | None = None
     """The run's folder."""

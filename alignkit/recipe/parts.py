@@ -153,7 +153,8 @@ def _made(
         found = problems_of(error, sound, lambda _: own, lambda place: _description(own, place))
         problems += [p for p in found if not (p.place and p.place[0] in failed)]
     except UsageError as error:
-        problems += [Problem((), m.found, m.expected, m.mend) for m in error.mistakes]
+        at = (((m.where,) if m.where in own else (), m) for m in error.mistakes)
+        problems += [Problem(place, m.found, m.expected, m.mend) for place, m in at]
     except Exception as error:  # a plugin's own __post_init__
         found_by = f"{entry.source}: {entry.name} failed when it was made: {type(error).__name__}: {error}"
         problems.append(Problem((), found_by, plugins=True))

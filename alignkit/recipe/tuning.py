@@ -92,7 +92,7 @@ class Tune(BaseModel):
     """Trials whose values are drawn at random and, of completed ones, how many there are before one is pruned."""
     timeout: PositiveFloat | None = None
     """Seconds after which no further trial is begun."""
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Of the search; by default the recipe's. Every trial trains with the recipe's."""
 
     @field_validator("search", mode="before")

@@ -165,6 +165,11 @@ def radius_plot(metrics: Mapping[str, Any], metric: str) -> str:
     return svg("What is left under attacks of growing radius")
 
 
+def is_radius(setting: str) -> bool:
+    """An attack's setting is a number, so that there is a curve over several of them."""
+    return bool(re.fullmatch(r"\d+(\.\d+)?(e[-+]?\d+)?", setting))
+
+
 def _split(stem: str) -> str:
     split, _, attack = stem.partition(AGAINST)
     return f"{attack} on {split}"
@@ -175,7 +180,7 @@ def _radii(splits: Mapping[str, Any]) -> dict[str, dict[float, Mapping[str, Any]
     found: dict[str, dict[float, Mapping[str, Any]]] = {}
     for name, metrics in splits.items():
         stem, _, setting = name.rpartition(" ")
-        if AGAINST in stem and re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", setting):
+        if AGAINST in stem and is_radius(setting):
             found.setdefault(stem, {})[float(setting)] = metrics
     return found
 

@@ -137,6 +137,20 @@ def test_an_attack_that_the_task_cannot_be_put_to_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_attacks_without_rows_to_attack_are_refused_before_training(
+    tmp_path: Path, plain_run: Path, ner_data: Path, alignkit_cli: Cli
+) -> None:
+    recipe = {
+        "model": str(plain_run), "task": "ner", "data": {"train": str(ner_data / "train.conll")},
+        "evaluation": {"attacks": ["typos"]}, "output": "run",
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    code, _, err = alignkit_cli("check", tmp_path / "recipe.yaml")
+    assert code == 2
+    assert "evaluation.attacks: the data has neither a test nor a validation split" in err
+    assert "add `test:` to `data:`" in err
+
+
 # -- on its own --------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +203,16 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["--method", "deepwordbug", "--method", "pgd", "--set", "radii=[0.1]"],
         ["--method deepwordbug --set radii=[0.1]: unknown field", "set it of one alone"],
     ),
+    "a field of an attack that is not made": (
+        ["--method", "typos", "--method", "pgd", "--set", "hotflip.candidates=2"],
+        ["--method pgd --set hotflip.candidates=2: unknown field 'hotflip'; NAME is one of typos, pgd"],
+    ),
+    "fields that do not go together": (
+        ["--method", "pgd", "--set", "step_size=0.01"],
+        ["--set step_size=0.01: 10 steps of 0.01 radii do not reach the boundary; expected 0.1 or more"],
+    ),
+    "a radius without end": (["--method", "pgd", "--set", "radii=[.inf]"], ["radii=[.inf]: inf; expected a finite"]),
+    "a negative seed": (["--method", "pgd", "--seed", "-1"], ["--seed"]),
     "a field of none": (["--method", "pgd", "--set", "pgd.radius=1"], ["radius", "did you mean 'radii'?"]),
     "a value that is none": (["--method", "pgd", "--set", "radii=[0.2,0.1]"], ["radii", "ascending"]),
     "an attack twice": (["--method", "pgd", "--method", "pgd"], ["--method pgd: named twice"]),
@@ -196,7 +220,11 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a task that cannot be attacked so": (["--method", "gcg"], ["attack gcg", "task ner"]),
     "a folder that is not there": (["--method", "typos", "--output", "no/where.jsonl"], ["there is no folder"]),
     "a plot over the data": (["--method", "pgd", "--plot", "DATA"], ["it is read, and would be overwritten"]),
-    "no curve": (["--method", "typos", "--limit", "1", "--plot", "x.svg"], ["--plot x.svg", "there is no curve"]),
+    "no curve": (
+        ["--method", "typos", "--plot", "x.svg", "--output", "x.jsonl"],
+        ["--plot x.svg: no attack is measured at two radii or more", "there is no curve"],
+    ),
+    "one point": (["--method", "pgd", "--set", "radii=[1]", "--plot", "x.svg"], ["there is no curve"]),
     "no rows": (["--method", "typos", "--limit", "0"], ["limit"]),
 }
 
@@ -212,6 +240,7 @@ def test_bad_input_is_said_without_a_traceback(
     code, out, err = alignkit_cli("attack", plain_run, "--data", data, *options)
     assert code == 2, (out, err)
     assert "Traceback" not in out + err
+    assert "Value" not in out  # before the work, not after it
     for word in words:
         assert word in err
     assert not list(tmp_path.iterdir())

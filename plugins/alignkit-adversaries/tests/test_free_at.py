@@ -46,6 +46,12 @@ def test_new_rows_start_at_zero(logistic, make_step):
     assert adversary._kept[0][1].shape[1] == 4
 
 
+def test_the_same_rows_in_the_next_epoch_start_at_zero(logistic, make_step):
+    found = replay(make_step, logistic.model, logistic.batch, FreeAT(epsilon=0.4, steps=2), 4)
+    perturbed = logistic.loss(0.4 * logistic.unit_length * logistic.slope)
+    assert found == pytest.approx([logistic.loss(), perturbed] * 2, rel=1e-5)
+
+
 def test_without_row_numbers_the_optimizer_step_says_when_a_batch_is_new(logistic, make_step):
     adversary, found = FreeAT(epsilon=0.4, steps=2), []
     for index in range(4):

@@ -152,6 +152,12 @@ def test_more_steps_find_a_higher_loss(make_step, losses_of):
 # -- what it refuses and costs -----------------------------------------------------------------------------------
 
 
+def test_a_recipe_says_what_does_not_go_together_without_what_pydantic_was_given():
+    with pytest.raises(UsageError) as caught:
+        Recipe(model="m", task="ner", data={"train": "t"}, adversary={"use": "pgd", "alpha": 0.3}, output="o")
+    assert str(caught.value).startswith("adversary: a step of alpha 0.3 is longer than the radius epsilon 0.1")
+
+
 def test_a_step_longer_than_the_radius_is_refused_with_the_reason():
     with pytest.raises(
         ValidationError, match=r"alpha 0\.3 is longer than the radius epsilon 0\.2, and projection would"

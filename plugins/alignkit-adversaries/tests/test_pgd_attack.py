@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from alignkit.data.example import Example
 from alignkit.errors import UsageError
 from alignkit.evaluation.compare import evaluate
 from alignkit.evaluation.victim import Victim
+from alignkit.recipe import Recipe
 from alignkit.tasks.causal_lm import CausalLm
 from alignkit.tasks.chat import Chat
 from alignkit.tasks.prompted_classification import PromptedClassification
@@ -228,6 +230,23 @@ def test_radii_ascend_and_steps_reach_the_boundary():
         PGDAttack(radii=(0.2, 0.1))
     with pytest.raises(UsageError, match=r"2 steps of 0\.25 radii do not reach the boundary"):
         PGDAttack(steps=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mistakes"),
+    [
+        ({"steps": 2}, ["step_size: 2 steps of 0.25 radii do not reach the boundary; expected 0.5 or more"]),
+        ({"radii": [0.2, 0.1]}, ["radii: [0.2, 0.1]; expected ascending radii, each once"]),
+        ({"radii": []}, ["radii: []; expected at least one"]),
+        ({"radii": [-1, math.inf]}, ["radii.0: -1; expected a number greater than 0",
+                                     "radii.1: inf; expected a finite number"]),
+    ],
+)  # fmt: skip
+def test_a_recipe_names_the_field_that_is_wrong(fields, mistakes):
+    attacks = [{"use": "pgd", **fields}]
+    with pytest.raises(UsageError) as caught:
+        Recipe(model="m", task="ner", data={"train": "t"}, evaluation={"attacks": attacks}, output="o")
+    assert [str(mistake) for mistake in caught.value.mistakes] == [f"evaluation.attacks.0.{m}" for m in mistakes]
 
 
 def test_a_larger_radius_never_leaves_more():

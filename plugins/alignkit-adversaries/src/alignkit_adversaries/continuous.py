@@ -13,7 +13,7 @@ from alignkit.components import Adversary, Batch, Task, Term
 from alignkit.data.columns import unmapped
 from alignkit.errors import Mistake, UsageError
 from alignkit_adversaries.fgsm import signed
-from alignkit_adversaries.pgd import INNER_STEP
+from alignkit_adversaries.inner import INNER_STEP
 
 if TYPE_CHECKING:
     from alignkit.data import Example

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from alignkit.errors import Mistake
-from alignkit.plan import FORWARD, STEP
-from alignkit_adversaries.pgd import INNER_STEP
-
 if TYPE_CHECKING:
-    from alignkit.components import Component
-    from alignkit.plan import Setting
     from alignkit.step import TrainingStep
 
 
@@ -72,15 +66,3 @@ def divergence_gradient(
     with torch.enable_grad():
         delta = delta.detach().requires_grad_()
         return step.gradient(delta, divergence(target.detach(), predictions(step, delta)).sum())
-
-
-def inner_passes(number: int) -> float:
-    """Forward and backward passes that so many gradients for a perturbation cost: none is made of parameters."""
-    return number * INNER_STEP / (STEP / FORWARD)
-
-
-def unscaled_inner_gradients(component: Component, setting: Setting) -> Iterator[Mistake]:
-    """fp16 scales the training loss, and nothing else: gradients of inner steps would be flushed to zero."""
-    if setting.precision == "fp16":
-        where, found = f"adversary {component.name}", "gradients of its inner steps are not scaled, and vanish in fp16"
-        yield Mistake(where, found, "bf16 or fp32", "set `bf16: true`, or use fgm")

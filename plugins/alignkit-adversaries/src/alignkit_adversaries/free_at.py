@@ -56,22 +56,22 @@ class FreeAT(Adversary):
 
     def __post_init__(self) -> None:
         self._kept: dict[int, tuple[list[int], Tensor]] = {}
-        """By micro-batch of the window: whose perturbation it is, and the perturbation."""
+        """By micro-batch of the window: the replay and the rows of a perturbation, and the perturbation."""
 
     def attack(self, step: TrainingStep) -> Iterator[Tensor]:
         """The loss at the perturbation that earlier steps on these rows have found."""
         delta = step.zeros()
         whose, kept = self._kept.get(step.micro, ([], delta))
-        if whose == self._rows(step) and kept.shape == delta.shape:
+        if whose == self._replay(step) and kept.shape == delta.shape:
             delta = step.project(kept.to(delta.device), self.epsilon).requires_grad_()
         yield step.loss(delta)
         assert delta.grad is not None, "the host did not run backward on the loss"
         ascended = step.project(delta + self.epsilon * step.unit(delta.grad), self.epsilon)
-        self._kept[step.micro] = (self._rows(step), ascended)
+        self._kept[step.micro] = (self._replay(step), ascended)
 
-    def _rows(self, step: TrainingStep) -> list[int]:
-        """Which rows these are; where nobody said, the process and the number of its batch."""
-        return step.rows or [-1, step.context.rank, step.index // self.steps]
+    def _replay(self, step: TrainingStep) -> list[int]:
+        """Which replay this is, and of which rows; where nobody said, of which process."""
+        return [step.index // self.steps, *(step.rows or [-1, step.context.rank])]
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {}

@@ -13,8 +13,7 @@ from alignkit.components import Adversary
 from alignkit.errors import Mistake
 from alignkit.plan import FORWARD
 from alignkit.step import hidden_layers
-from alignkit_adversaries.divergence import unscaled_inner_gradients
-from alignkit_adversaries.pgd import INNER_STEP
+from alignkit_adversaries.inner import INNER_STEP, unscaled_inner_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor

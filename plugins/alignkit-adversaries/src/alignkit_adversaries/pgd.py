@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Self
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from alignkit.components import Adversary
-from alignkit.errors import Mistake
+from alignkit_adversaries.inner import INNER_STEP, unscaled_inner_gradients
 from alignkit_adversaries.start import uniform_start
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alignkit.errors import Mistake
     from alignkit.plan import Setting
     from alignkit.step import TrainingStep
-
-INNER_STEP = 3 * 0.73
-"""Forward passes that a step of the ascent costs: no gradients of parameters are made, which saves about a quarter."""
 
 
 class PGD(Adversary):
@@ -90,9 +88,8 @@ class PGD(Adversary):
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         """Inner gradients are not scaled, so that fp16 would flush them to zero."""
-        if setting.precision == "fp16" and self.inner:
-            where, found = f"adversary {self.name}", "gradients of its inner steps are not scaled, and vanish in fp16"
-            yield Mistake(where, found, "bf16 or fp32", "set `bf16: true`, or use fgm")
+        if self.inner:
+            yield from unscaled_inner_gradients(self, setting)
 
     def attack(self, step: TrainingStep) -> Iterator[Tensor]:
         """The clean loss, unless it is left out, then the loss at the end of the ascent."""

@@ -11,13 +11,8 @@ from torch import Tensor
 
 from alignkit.components import Adversary, Term, Weight
 from alignkit.plan import FORWARD, STEP
-from alignkit_adversaries.divergence import (
-    divergence_gradient,
-    inner_passes,
-    predictions,
-    symmetric_kl,
-    unscaled_inner_gradients,
-)
+from alignkit_adversaries.divergence import divergence_gradient, predictions, symmetric_kl
+from alignkit_adversaries.inner import inner_passes, unscaled_inner_gradients
 
 if TYPE_CHECKING:
     from alignkit.errors import Mistake

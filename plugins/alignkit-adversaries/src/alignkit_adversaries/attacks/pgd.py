@@ -120,12 +120,13 @@ class PGDAttack(Attack):
     def _predictions(self, victim: Victim, batch: AttackedBatch, radius: float) -> list[list[dict[str, Any]]]:
         """For each step what is predicted for each row; the pass that gives a gradient gives the outputs, too."""
         step, found = batch.step, []
-        step.keep_outputs = True
         delta = step.zeros()
         for taken in range(self.steps):
-            gradient = step.gradient(delta)
+            with torch.enable_grad():
+                loss, outputs = step.evaluate(delta)
+            gradient = step.gradient(delta, loss)
             if taken:  # before the first step nothing is perturbed
-                found.append(victim.decoded(batch, _detached(step.outputs)))
+                found.append(victim.decoded(batch, _detached(outputs)))
             delta = moved(step, delta, gradient, self.step_size * radius, radius)
         with torch.no_grad():
             found.append(victim.decoded(batch, step.forward(delta)))

@@ -47,9 +47,9 @@ def attacked(
 
     Returns:
         By setting. Statistics of each row are the task's, for the prediction under attack, and `attack/rows`,
-        `attack/right` (before), `attack/survived`, `attack/attacked`, `attack/queries`, and the attack's measures with
-        their counts. A row whose prediction is all wrong is not attacked: it has not survived, and no attack succeeded
-        on it.
+        `attack/right` (before; not of an attack with a goal of its own), `attack/survived`, `attack/attacked`,
+        `attack/queries`, and the attack's measures with their counts. A row whose prediction is all wrong is
+        not attacked: it has not survived, and no attack succeeded on it.
 
     Raises:
         PluginError: the attack does not give one attempt per example.
@@ -67,7 +67,7 @@ def attacked(
             attempt = by_row.get(i, Attempt(before[i]))
             changed, right = attempt.example or example, scores[i] >= 1.0
             broken = right and _broken(task, changed, attempt)
-            own = {"rows": 1.0, "right": float(right), "survived": float(right and not broken)}
+            own = {"rows": 1.0, "survived": float(right and not broken)} | ({"right": float(right)} if scored else {})
             own |= {"attacked": float(i in by_row), "queries": float(attempt.queries)}
             own |= {f"measure {name}": float(value) for name, value in attempt.measures.items()}
             own |= {f"measured {name}": 1.0 for name in attempt.measures}
@@ -96,13 +96,16 @@ def _attempts(attack: Attack, victim: Victim, examples: list[Example]) -> dict[s
         if len(attempts) != len(examples) or not all(isinstance(attempt, Attempt) for attempt in attempts):
             who = f"attack {attack.name!r} ({type(attack).__module__}.{type(attack).__qualname__})"
             raise PluginError(f"{who}: {len(attempts)} attempts at {len(examples)} examples")
+        if taken := {name for attempt in attempts for name in attempt.measures} & {BEFORE, ACCURACY, SUCCESS, QUERIES}:
+            raise PluginError(f"attack {attack.name!r}: its measure {min(taken)!r} is the host's")
     return made
 
 
 def attack_metrics(sums: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy before (right / all rows) and under attack (survived / all), success (broken / those that were right).
 
-    Queries and the attack's own measures are means over the rows that were attacked, or measured.
+    Of an attack with a goal of its own no row is right before: its success is that of all rows. Queries and the
+    attack's own measures are means over the rows that were attacked, or measured.
     """
 
     def ratio(part: str, whole: str) -> Any:
@@ -110,10 +113,11 @@ def attack_metrics(sums: Mapping[str, Any]) -> dict[str, Any]:
 
     measures = [name.removeprefix(f"{PREFIX}measure ") for name in sums if name.startswith(f"{PREFIX}measure ")]
     with np.errstate(all="ignore"):  # 0/0 is an answer here: not a number
+        scored = f"{PREFIX}right" in sums
         return {
-            BEFORE: ratio("right", "rows"),
+            **({BEFORE: ratio("right", "rows")} if scored else {}),
             ACCURACY: ratio("survived", "rows"),
-            SUCCESS: 1.0 - ratio("survived", "right"),
+            SUCCESS: 1.0 - ratio("survived", "right" if scored else "rows"),
             QUERIES: ratio("queries", "attacked"),
             **{name: ratio(f"measure {name}", f"measured {name}") for name in measures},
         }
@@ -125,7 +129,7 @@ def refusals(attacks: Sequence[Attack], task: Task) -> Iterator[Mistake]:
     for attack in attacks:
         if attack.needs_score and type(task).score is Task.score:
             found = f"task {task.name} does not say which predictions are right"
-            yield Mistake(f"attack {attack.name}", found, "a task that does, or an attack with a goal of its own (gcg)")
+            yield Mistake(f"attack {attack.name}", found, "a task that does, or an attack with a goal of its own")
         else:
             yield from attack.check_task(task)
 

@@ -108,7 +108,8 @@ def lines(
     for split in sorted(splits, key=lambda name: not name.startswith("test")):
         sides = {side: metrics.get(side, {}).get(split, {}) for side in ("before", "after", "difference")}
         names = list(dict.fromkeys([*sides["after"], *sides["before"]]))
-        attacks = names[names.index(BEFORE) :] if BEFORE in names else []
+        first = next((names.index(name) for name in (BEFORE, ACCURACY) if name in names), len(names))
+        attacks = names[first:]
         shown = {main, *(name for name in attacks if queries or name not in (BEFORE, QUERIES))}
         for name in sorted(names, key=lambda name: (name != main, not name.startswith("gap/"))):
             if not headline or name in shown or name.startswith("gap/"):

@@ -164,6 +164,19 @@ def test_rows_come_in_parts_and_in_order(tagged, monkeypatch):
     assert found.matrix[:, column].tolist() == [1, 2, 3, 0, 5, 0]
 
 
+def test_a_measure_may_not_be_called_as_the_hosts_are(tagged):
+    victim, examples, clean = tagged
+
+    class Overwriting(Scripted):
+        """Measures what the host reports."""
+
+        def attempt(self, victim, examples):
+            return {"": [Attempt({}, measures={"queries": 0.0}) for _ in examples]}
+
+    with pytest.raises(PluginError, match="its measure 'queries' is the host's"):
+        attacked(scripted(of=Overwriting), victim, examples, clean)
+
+
 def test_an_attempt_for_each_example_is_expected(tagged):
     victim, examples, clean = tagged
 

@@ -340,7 +340,7 @@ def test_through_evaluate_with_metrics_of_its_own():
     assert metrics["attack_success"] + metrics["accuracy_under_attack"] == 1.0
     assert metrics["target_loss"] < metrics["target_loss_before"]
     assert {"queries", "matched", "complied", "complied_before"} <= set(metrics)
-    assert "perplexity" not in metrics
+    assert not {"perplexity", "accuracy_before_attack"} & set(metrics)
     assert len(measured.attempts) == 3
     assert torch.equal(state, torch.get_rng_state())
     assert model.training

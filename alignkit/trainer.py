@@ -35,18 +35,12 @@ from alignkit.data.collate import StepCollator, batch_rows, first_rows
 from alignkit.data.sampler import Replayed, SeededLengthGroupedSampler
 from alignkit.errors import Mistake, UsageError
 from alignkit.finite import nonfinite_gradient, nonfinite_loss
+from alignkit.layers import input_embedding, mean_embedding_norm
 from alignkit.meter import Meter
 from alignkit.models.adapters import virtual_tokens
 from alignkit.plan import Setting, make_plan
 from alignkit.reference import Reference
-from alignkit.step import (
-    OBJECTIVE,
-    StepContext,
-    TrainingStep,
-    generator_at,
-    input_embedding,
-    mean_embedding_norm,
-)
+from alignkit.step import OBJECTIVE, StepContext, TrainingStep, generator_at
 from alignkit.tasks.stock import StockTask
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from transformers import (
 from alignkit.components import Constraint, Term
 from alignkit.compose import Composition
 from alignkit.errors import PluginError
-from alignkit.step import StepContext, TrainingStep, hidden_layers, input_embedding, mean_embedding_norm, perturbed
+from alignkit.layers import hidden_layers, input_embedding, mean_embedding_norm, perturbed
+from alignkit.step import StepContext, TrainingStep
 from alignkit.tasks.stock import StockTask
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

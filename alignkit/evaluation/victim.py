@@ -16,8 +16,9 @@ from alignkit.compose import Composition
 from alignkit.data.collate import StepCollator
 from alignkit.data.features import Features, length, windows
 from alignkit.evaluation.score import length_batches, predictions, to_device, vocabulary
+from alignkit.layers import input_embedding, mean_embedding_norm
 from alignkit.models.adapters import virtual_tokens
-from alignkit.step import StepContext, TrainingStep, input_embedding, mean_embedding_norm
+from alignkit.step import StepContext, TrainingStep
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

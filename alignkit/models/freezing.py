@@ -58,7 +58,7 @@ def _named(model: Any, names: list[str], pattern: str) -> Iterator[str]:
 
 
 def _hidden_layers(model: Any) -> Any:
-    from alignkit.step import hidden_layers
+    from alignkit.layers import hidden_layers
 
     return hidden_layers(model)
 

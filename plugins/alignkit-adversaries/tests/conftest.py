@@ -20,8 +20,9 @@ from alignkit.components import Component
 from alignkit.compose import Composition
 from alignkit.data import Example
 from alignkit.evaluation.victim import Victim
+from alignkit.layers import input_embedding, mean_embedding_norm
 from alignkit.reference import Reference
-from alignkit.step import StepContext, TrainingStep, input_embedding, mean_embedding_norm
+from alignkit.step import StepContext, TrainingStep
 from alignkit.tasks.stock import StockTask
 from alignkit.tasks.text_classification import TextClassification
 

@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from alignkit.compose import Composition
 from alignkit.errors import UsageError
+from alignkit.layers import hidden_layers
 from alignkit.models import Peft
 from alignkit.models.adapters import adapted
 from alignkit.plan import Setting, make_plan
 from alignkit.reference import Reference
-from alignkit.step import hidden_layers
 from alignkit.tasks.stock import StockTask
 from alignkit.testing.models import HEADS, tiny
 from alignkit.testing.training import gradient, make_rows, stock_task

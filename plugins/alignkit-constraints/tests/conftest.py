@@ -9,8 +9,9 @@ import pytest
 
 from alignkit.components import Component
 from alignkit.compose import Composition
+from alignkit.layers import input_embedding, mean_embedding_norm
 from alignkit.reference import Reference
-from alignkit.step import StepContext, TrainingStep, input_embedding, mean_embedding_norm
+from alignkit.step import StepContext, TrainingStep
 from alignkit.tasks.stock import StockTask
 
 MakeStep = Callable[..., TrainingStep]

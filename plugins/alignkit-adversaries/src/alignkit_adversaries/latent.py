@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from alignkit.components import Adversary
 from alignkit.errors import Mistake
+from alignkit.layers import hidden_layers
 from alignkit.plan import FORWARD
-from alignkit.step import hidden_layers
 from alignkit_adversaries.inner import INNER_STEP, unscaled_inner_gradients
 
 if TYPE_CHECKING:

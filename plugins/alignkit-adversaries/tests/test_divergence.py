@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from alignkit_adversaries.divergence import kl, symmetric_kl
+from alignkit_adversaries.divergence import symmetric_kl
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn.functional import kl_div
+
+from alignkit.divergence import kl
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from alignkit_constraints import KLReference
-from alignkit_constraints.kl_reference import jensen_shannon, kl, reference_divergence
+from alignkit_constraints.kl_reference import jensen_shannon, reference_divergence
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
+from alignkit.divergence import kl
 from alignkit.testing.models import tiny
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import InstanceOf, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from alignkit.components import Adversary, Term, Weight
-from alignkit_adversaries.divergence import divergence_gradient, kl, predictions
+from alignkit.divergence import kl
+from alignkit_adversaries.divergence import divergence_gradient, predictions
 from alignkit_adversaries.inner import inner_passes, unscaled_inner_gradients
 
 if TYPE_CHECKING:

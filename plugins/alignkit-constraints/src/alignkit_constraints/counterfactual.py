@@ -14,8 +14,9 @@ from torch import Tensor
 
 from alignkit.components import Batch, Constraint, Term
 from alignkit.data import Example
+from alignkit.divergence import kl
 from alignkit.errors import Mistake, UsageError
-from alignkit_constraints.kl_reference import jensen_shannon, kl
+from alignkit_constraints.kl_reference import jensen_shannon
 from alignkit_constraints.swaps import read_pairs, swapped, swapper
 
 if TYPE_CHECKING:

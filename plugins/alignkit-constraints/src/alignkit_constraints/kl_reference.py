@@ -9,25 +9,10 @@ import torch
 from torch import Tensor
 
 from alignkit.components import Constraint, Term
+from alignkit.divergence import kl
 
 if TYPE_CHECKING:
     from alignkit.step import TrainingStep
-
-
-def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) = sum_v p(v) (log p(v) - log q(v)), in nats.
-
-    Differentiable in both arguments. Where there are dimensions between the first and the last (several independent
-    labels), their divergences add up, as those of independent variables do.
-
-    Args:
-        log_p: [N, ..., V] log-probabilities, normalised over V.
-        log_q: [N, ..., V].
-
-    Returns:
-        [N].
-    """
-    return (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:

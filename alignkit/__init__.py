@@ -20,8 +20,12 @@ if TYPE_CHECKING:
         Averager,
         Component,
         Constraint,
+        Control,
+        Evaluator,
         Filter,
         Fusion,
+        Intervention,
+        Measurement,
         Memory,
         Objective,
         Task,
@@ -43,8 +47,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "alignkit.aligned": "Aligned load",
-    "alignkit.components": "Adversary Attack Attempt Augmenter Averager Component Constraint Filter Fusion KEEP Memory"
-    " Objective Task Term Updater Verdict Weight",
+    "alignkit.components": "Adversary Attack Attempt Augmenter Averager Component Constraint Control Evaluator Filter"
+    " Fusion Intervention KEEP Measurement Memory Objective Task Term Updater Verdict Weight",
     "alignkit.data.example": "Example",
     "alignkit.errors": "AlignkitError Mistake PluginError UsageError",
     "alignkit.hookspecs": "Registration hookimpl",
@@ -68,9 +72,13 @@ __all__ = [
     "Averager",
     "Component",
     "Constraint",
+    "Control",
+    "Evaluator",
     "Example",
     "Filter",
     "Fusion",
+    "Intervention",
+    "Measurement",
     "Memory",
     "Mistake",
     "Objective",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import models
 from alignkit.catalogue import default_catalogue
-from alignkit.components import Task
+from alignkit.components import Control, Task
 from alignkit.errors import Mistake, UsageError
 from alignkit.models.inspection import read_config
-from alignkit.run_folder import RECIPE
+from alignkit.run_folder import CONTROLS, RECIPE
 
 if TYPE_CHECKING:
+    from alignkit.generation import Controlled, Record
     from alignkit.recipe import Recipe
 
 HEADS = {
@@ -36,20 +37,31 @@ class Aligned:
     model: Any
     tokenizer: Any
     path: Path | None = None
+    controls: list[Control] = field(default_factory=list)
+    """What controls its answers; a run's own are those of its recipe. Put others here, or none."""
+    _controlled: Controlled | None = field(default=None, init=False, repr=False, compare=False)
+    _prepared: list[tuple[Control, str]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Which controls are prepared, and with which fields."""
 
-    def predict(self, texts: Iterable[str | Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
-        """One answer per text, in order.
+    def predict(
+        self, texts: Iterable[str | Mapping[str, Any]], *, audit: list[Record] | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """One answer per text, in order; where a control did something to it, `controls` says what.
 
         Args:
             texts: strings, or rows with the task's fields (`{"text": …, "text_pair": …}`, `{"messages": …}`).
+            audit: a list to which everything is appended that the controls did or looked at, with the `row` and the
+                beginning of its `text`.
             options: the task's own (`batch_size`; for chat `max_new_tokens` …).
 
         Raises:
-            UsageError: every text that the task cannot read.
+            UsageError: every text that the task cannot read; controls that do not go with the task or the model.
         """
-        return list(self.answers(texts, **options))
+        return list(self.answers(texts, audit=audit, **options))
 
-    def answers(self, texts: Iterable[str | Mapping[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
+    def answers(
+        self, texts: Iterable[str | Mapping[str, Any]], *, audit: list[Record] | None = None, **options: Any
+    ) -> Iterator[dict[str, Any]]:
         """As `predict`, one answer at a time."""
         examples, mistakes = [], []
         for number, text in enumerate(texts, 1):
@@ -59,15 +71,39 @@ class Aligned:
                 mistakes += [replace(mistake, where=f"text {number}") for mistake in error.mistakes]
         if mistakes:
             raise UsageError(*mistakes)
-        yield from self.task.predict(self.model, self.tokenizer, examples, **options)
+        if self.controls:
+            yield from self.controlled().answers(examples, audit=audit, **options)
+        else:
+            yield from self.task.predict(self.model, self.tokenizer, examples, **options)
+
+    def controlled(self) -> Controlled:
+        """The model under its controls, which are prepared for it when they are first needed, and when one is changed.
+
+        Raises:
+            UsageError: controls that do not go with the task or the model.
+        """
+        from alignkit.generation import Controlled
+
+        known, now = self._controlled, [(control, repr(control.fields())) for control in self.controls]
+        if known is None or known.model is not self.model or self._prepared != now:
+            before = dict(self._prepared)
+            for control, fields in now:
+                if before.get(control, fields) != fields:
+                    control.reset()
+            kept = known is None or known.model is self.model  # what a run keeps is for its own model
+            states = self.path / CONTROLS if self.path is not None and kept else None
+            known = Controlled(self.controls, self.task, self.model, self.tokenizer, states)
+            self._controlled, self._prepared = known, now
+        return known
 
 
-def load(path: str | Path, task: Task | str | None = None) -> Aligned:
+def load(path: str | Path, task: Task | str | None = None, controls: Iterable[Control | str] | None = None) -> Aligned:
     """A run folder or a model folder as something with `predict`, on the accelerator where there is one.
 
     Args:
         path: a run (its recipe names the task), a model folder, `package:NAME`, a `.gguf` file or a hub id.
         task: the task of a model that is no run; by default what its head is for.
+        controls: what controls its answers; by default, of a run with the task of its recipe, that recipe's controls.
 
     Raises:
         UsageError: there is no model, its head does not say what it is for, or was never trained for the task.
@@ -77,8 +113,12 @@ def load(path: str | Path, task: Task | str | None = None) -> Aligned:
     source = models.resolve(str(path))
     recipe_file = Path(path).expanduser() / RECIPE
     chosen = find_task(task) if isinstance(task, str) else task
-    if chosen is None:
-        chosen = _task_of_run(recipe_file) if recipe_file.is_file() else _task_of(source, str(path))
+    wanted = [] if controls is None else _controls(controls)
+    if chosen is None and recipe_file.is_file():
+        recipe = _recipe_of_run(recipe_file)
+        chosen, wanted = recipe.task, recipe.controls if controls is None else wanted
+    elif chosen is None:
+        chosen = _task_of(source, str(path))
     facts = models.facts(source, chosen)
     if facts.fresh_head:
         found = f"{facts.architecture or 'it'} has no head that was trained for {chosen.name}"
@@ -87,7 +127,7 @@ def load(path: str | Path, task: Task | str | None = None) -> Aligned:
     model, tokenizer = models.load(source, chosen)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return Aligned(chosen, model, tokenizer, Path(path))
+    return Aligned(chosen, model, tokenizer, Path(path), list(wanted))
 
 
 def find_task(name: str) -> Task:
@@ -103,6 +143,24 @@ def find_task(name: str) -> Task:
     return task
 
 
+def _controls(given: Iterable[Control | str]) -> list[Control]:
+    """Controls, those that are named made with their default fields.
+
+    Raises:
+        UsageError: everything that is wrong with them.
+    """
+    from alignkit.recipe.errors import Problems
+    from alignkit.recipe.parts import Making, every
+
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else given
+    try:
+        found: list[Any] = every("control", listed, Making(Path.cwd(), default_catalogue()), {})
+    except Problems as error:
+        problems = ((".".join(map(str, ("controls", *p.place))), p) for p in error.problems)
+        raise UsageError(*(Mistake(where, p.found, p.expected, p.mend) for where, p in problems)) from error
+    return found
+
+
 def show_training_split(recipe: Recipe) -> None:
     """Let a recipe's task see the training split that the recipe names, where it looks at it when it predicts."""
     from alignkit.data.load import load as load_data
@@ -111,12 +169,12 @@ def show_training_split(recipe: Recipe) -> None:
         load_data({"train": recipe.data.splits()["train"]}, recipe.task, recipe.base)
 
 
-def _task_of_run(recipe_file: Path) -> Task:
+def _recipe_of_run(recipe_file: Path) -> Recipe:
     from alignkit.recipe import Recipe
 
     recipe = Recipe.load(recipe_file)
     show_training_split(recipe)
-    return recipe.task
+    return recipe
 
 
 def _task_of(source: Path, name: str) -> Task:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
     from alignkit.data import Example
     from alignkit.data.read import Reader
+    from alignkit.data.source import Source
+    from alignkit.evaluation.evaluators import Subject
     from alignkit.evaluation.victim import Victim
+    from alignkit.generation import Generating, Processor
     from alignkit.plan import Setting
     from alignkit.step import TrainingStep
 
@@ -96,6 +100,32 @@ class Attempt:
     """What else was measured; the means over examples are reported."""
 
 
+@dataclass(frozen=True)
+class Intervention:
+    """What a control found, and did, at one answer: a line of the audit."""
+
+    rule: str
+    """The rule that spoke: `phrase`, `pattern`, a label, `layer 12` …"""
+    value: Any = None
+    """What was measured, or matched."""
+    threshold: Any = None
+    """What it was held against; of a control that steers, how strongly."""
+    changed: str = ""
+    """What is another thing now, in words; empty: nothing, it was looked at."""
+    text: str | None = None
+    """Of `reply` and `finish`: the answer from now on; None: as it is."""
+
+
+@dataclass
+class Measurement:
+    """What an evaluator found of one row."""
+
+    statistics: dict[str, float]
+    """Additive: the metrics are functions of their sums over rows. A row may lack some, which are 0 then."""
+    line: dict[str, Any] = field(default_factory=dict)
+    """For people, in JSON: what was asked, what was answered …; empty: nothing worth keeping."""
+
+
 class Member:
     """One model among those being fused, read lazily from memory-mapped safetensors.
 
@@ -137,10 +167,13 @@ class Component:
     """The hook points that the class implements (found at class creation)."""
     must_override: ClassVar[tuple[str, ...]] = ()
     """Methods of which a concrete class must supply every one (plain kinds)."""
+    may_override: ClassVar[tuple[str, ...]] = ()
+    """Methods of which a concrete class must supply one or more (plain kinds)."""
     columns: ClassVar[tuple[str, ...]] = ()
-    """Data columns that the component reads and the model does not take; see `step.column(name)`."""
+    """Data columns that the component reads and the model does not take; see `step.column(name)`. May be a property."""
     unaligned_views: ClassVar[tuple[str, ...]] = ()
-    """Names of its views that have answers of their own: their labels need not be as many as the example's."""
+    """Names of its views that have answers of their own: their labels need not be as many as the example's. May be a
+    property."""
     couples_rows: ClassVar[bool] = False
     """The result depends on which rows share a batch."""
     passes: ClassVar[int] = 1
@@ -207,6 +240,10 @@ class Component:
         """Before any weight is loaded: what in the run it cannot go together with, and the mend."""
         return ()
 
+    def notes(self, setting: Setting) -> Iterable[str]:
+        """Before any weight is loaded, after every `check`: what the plan is to say of it in this run."""
+        return ()
+
 
 def component_name(cls: type) -> str:
     """`KLReference` -> `kl-reference`, `FGM` -> `fgm`; of an attack without its kind, `PGDAttack` -> `pgd`."""
@@ -236,10 +273,13 @@ def _refuse_missing_methods(cls: type[Component]) -> None:
             close = difflib.get_close_matches(name, HOOK_POINTS, n=1, cutoff=0.8)
             if close:
                 raise PluginError(f"{where}.{name} is no hook point: did you mean {close[0]!r}?")
+    own = {name for base in cls.__mro__ if base.__module__ != __name__ for name in vars(base)}
     for name in cls.must_override:
-        if all(name not in vars(base) for base in cls.__mro__ if base.__module__ != __name__):
+        if name not in own:
             raise PluginError(f"{where} is of kind {cls.kind!r} and must implement {name}()")
-    if not cls.must_override and not cls.hook_points:
+    if cls.may_override and own.isdisjoint(cls.may_override):
+        raise PluginError(f"{where} is of kind {cls.kind!r} and must implement {' or '.join(cls.may_override)}")
+    if not (cls.must_override or cls.may_override or cls.hook_points):
         methods = [n for n, v in vars(cls).items() if inspect.isfunction(v) and not n.startswith("__")]
         raise PluginError(
             f"{where} is of kind {cls.kind!r} and implements no hook point: "
@@ -286,6 +326,14 @@ class Weight(Component, abstract=True):
     must_override: ClassVar[tuple[str, ...]] = ("value",)
     normalises: ClassVar[bool] = False
     """The host divides the total loss by 1 + the sum of such weights (Lagrange multipliers)."""
+    bound: ClassVar[float | None] = None
+    """What the weight holds its penalty at, or below, in the penalty's unit: a line in the report. May be a
+    property."""
+    exhausted: ClassVar[bool] = False
+    """It cannot rise any further. May be a property."""
+
+    def begin(self, steps: int) -> None:
+        """When a training starts or goes on: how many optimizer steps it has in all."""
 
     def value(self) -> float:
         """The multiplier as it stands."""
@@ -302,6 +350,14 @@ class Constraint(Component, abstract=True):
 
     weight: NonNegativeFloat | InstanceOf[Weight] = 1.0
     """What the penalty is multiplied with: a number, or a weight such as `{use: budget, limit: 0.05}`."""
+
+    def ceiling(self, setting: Setting) -> float | None:
+        """What the penalty cannot exceed in this run, in its unit; None: nothing that is known."""
+        return None
+
+    def anchored(self, setting: Setting) -> bool:
+        """The penalty is 0 for the model as training finds it, dropout aside."""
+        return False
 
     if TYPE_CHECKING:
 
@@ -379,6 +435,9 @@ class Attack(Component, abstract=True):
 
     kind: ClassVar[str] = "attack"
     must_override: ClassVar[tuple[str, ...]] = ("attempt",)
+    directions: ClassVar[Mapping[str, int]] = {}
+    """Of its measures: 1 where more is better for the model, -1 where less is, 0 where neither is; of those that are
+    not in it their names decide."""
     needs_score: ClassVar[bool] = True
     """The task has to say which predictions are right. False for attacks that have a goal of their own. May be a
     property."""
@@ -404,6 +463,123 @@ class Attack(Component, abstract=True):
             By setting (`""` where there is one alone; radii …) one attempt per example, in order. What becomes of an
             example depends neither on the others nor on their order: draw from `victim.generator(name, example)`.
         """
+        raise NotImplementedError
+
+
+class Evaluator(Component, abstract=True):
+    """Measures what a task's own metrics do not: safety, bias, calibration. Implements `measure` and `metrics`.
+
+    Takes no part in training; `evaluation: {evaluators: [...]}` and `alignkit evaluate --evaluator NAME` ask it. Its
+    rows are those of its fields that are `alignkit.data.source.Sources`; where it has none, those of the test splits.
+    """
+
+    kind: ClassVar[str] = "evaluator"
+    must_override: ClassVar[tuple[str, ...]] = ("measure", "metrics")
+    directions: ClassVar[Mapping[str, int]] = {}
+    """Of its metrics that are shown first, in order: 1 where more is better, -1 where less is, 0 where neither is. The
+    others are in `metrics.json` and among the details of the report. Empty: all are shown, and their names decide."""
+    counted: ClassVar[Mapping[str, str]] = {}
+    """Of a metric that is about some rows only: the statistic that is not 0 in those. Where names end with `/`, of all
+    metrics that begin so: `{"score/": "rows/"}` says of `score/young` that its rows are those of `rows/young`."""
+    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+    """File suffixes that it reads."""
+    samples: ClassVar[Mapping[str, tuple[dict[str, Any], ...]]] = {}
+    """By field the rows of a file as it might be, short, in lower-case English: what conformance cases try it on."""
+
+    limit: PositiveInt | None = None
+    """Rows of each of its fields, or of a split, that are looked at, at even distances; None: all."""
+
+    def sources(self) -> dict[str, list[Source]]:
+        """By field where its own rows come from."""
+        from alignkit.data.source import Source
+
+        return {
+            name: value
+            for name, value in self.fields().items()
+            if isinstance(value, list) and value and all(isinstance(item, Source) for item in value)
+        }
+
+    def readers(self) -> Mapping[str, Reader]:
+        """By suffix, what reads its files in another way than `alignkit.data.read`; of `.txt` each line is a `text`."""
+        from alignkit.data.text import text_reader
+
+        return {".txt": text_reader("line")}
+
+    def parse(self, name: str, fields: dict[str, Any], where: str) -> Example:
+        """Validate one row of the field `name`. Raises UsageError that says where, what was found, what was expected.
+
+        The host says of the example where it comes from.
+        """
+        raise NotImplementedError
+
+    def arrange(self, rows: Mapping[str, list[Example]]) -> list[Example]:
+        """What is measured, of each field's rows; by default they follow one another. Raises UsageError."""
+        return [example for own in rows.values() for example in own]
+
+    def check_task(self, task: Task) -> Iterable[Mistake]:
+        """Before anything is measured: what the task, for the model that is to be measured, lacks for it."""
+        return ()
+
+    def measure(self, subject: Subject, examples: list[Example]) -> list[Measurement]:
+        """One measurement per example, in order.
+
+        Args:
+            subject: the model in evaluation mode, with its task and tokenizer; what it predicts, `subject.predict`.
+            examples: its own rows as `arrange` gave them, or a split's. What is found of a row does not depend on the
+                others, unless `couples_rows`.
+        """
+        raise NotImplementedError
+
+    def metrics(self, totals: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics from summed statistics; elementwise, so that arrays [replicates] of sums give arrays of metrics."""
+        raise NotImplementedError
+
+
+class Control(Component, abstract=True):
+    """Controls what a finished model says, while it is asked. Implements `reply`, `steered` or `finish`.
+
+    Takes no part in training: the model stays as it is. `controls: [...]` in a recipe, `alignkit predict --control` and
+    `alignkit.load(...).controls` put it to use; there is none otherwise. Whatever it did is said beside the answer.
+    """
+
+    kind: ClassVar[str] = "control"
+    may_override: ClassVar[tuple[str, ...]] = ("reply", "steered", "finish")
+
+    def check_task(self, task: Task) -> Iterable[Mistake]:
+        """Before the model is asked: what the task, which generates, lacks for it."""
+        return ()
+
+    def prepare(self, model: Any, tokenizer: Any, task: Task) -> None:
+        """Before the first answer, and again for another model: load and measure what it needs. Leave model and random
+        state as they are.
+
+        What `state_dict` gives afterwards is kept with a run, and given back before `prepare` when the run is loaded.
+
+        Raises:
+            UsageError: it does not go with this model.
+        """
+
+    def reply(self, examples: list[Example]) -> list[Intervention]:
+        """Before anything is generated: one intervention per example; its `text` is the answer, nobody else is asked.
+
+        What becomes of an example depends neither on the others nor on their order.
+        """
+        raise NotImplementedError
+
+    def steered(self, generating: Generating) -> AbstractContextManager[Processor | None]:
+        """Around the generation of a batch: hooks on the model, and what changes the scores of the next token.
+
+        Args:
+            generating: the batch; `generating.note(row, intervention)` says what was done to a row's answer.
+
+        Returns:
+            A context manager; it gives a function of (ids [R, t], scores [R, V]) to scores, as transformers' logits
+            processors are, or None.
+        """
+        raise NotImplementedError
+
+    def finish(self, example: Example, text: str) -> Intervention | None:
+        """When a text has been generated: look at it, and give another in its place where that is necessary."""
         raise NotImplementedError
 
 
@@ -435,8 +611,14 @@ class Task(Component, abstract=True):
     decodes_outputs: ClassVar[bool] = True
     """A prediction follows from the outputs for its batch alone; no text is generated, nothing else is asked. May be a
     property."""
+    generates: ClassVar[str] = ""
+    """The field of an answer that holds the text which the model wrote; empty: it writes none. A task that generates
+    does it by `alignkit.generation.generate`, and its `predict` hands its option `control` on to it."""
     windowed: ClassVar[bool] = False
     """`encode` may give several windows of one example, whose predictions `join` makes one of."""
+    stock_loss: ClassVar[bool] = True
+    """The model's own loss on its labels is what `supervised` minimises. Where it is False, the model is run by
+    `forward`, and the objective makes a loss of the outputs."""
     needs_training_split: ClassVar[bool] = False
     """Looks at training examples when it predicts, too: a run's are then read again. May be a property."""
     hub_task: ClassVar[str] = ""
@@ -444,6 +626,12 @@ class Task(Component, abstract=True):
     samples: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Six rows or more as its files hold them, short, in lower-case English, each label among them: shown by
     `alignkit plugins NAME`, and what the conformance cases train tiny models on."""
+
+    def default_objective(self) -> Objective:
+        """What is minimised where nobody names an objective."""
+        from alignkit.objectives.supervised import Supervised
+
+        return Supervised()
 
     def unfold(self, row: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
         """The rows in one object of a file, each with its place in it (`question 56be`); by default it is the row."""
@@ -512,11 +700,30 @@ class Task(Component, abstract=True):
 
         return label_counts(batch, self.shifts_labels)
 
-    def log_probabilities(self, logits: Tensor, batch: Batch) -> tuple[Tensor, str]:
-        """What the model predicts where it is scored: [N, ..., V] normalised over V, and the unit that N counts."""
-        from alignkit.tasks.stock import scored_log_probabilities
+    def forward(self, model: Any, batch: Batch) -> Any:
+        """The model's outputs for a batch as `collate` made it; by default all that it gives.
 
-        return scored_log_probabilities(logits, batch, self.shifts_labels)
+        Asked for evaluation and for the reference, and where `stock_loss` is False for training, too.
+        """
+        return model(**batch)
+
+    def log_probabilities(self, outputs: Any, batch: Batch) -> tuple[Tensor, str]:
+        """What the model predicts where it is scored: [N, ..., V] normalised over V, and the unit that N counts."""
+        from alignkit.tasks.stock import head_logits, scored_log_probabilities
+
+        return scored_log_probabilities(head_logits(outputs), batch, self.shifts_labels)
+
+    def label_log_probabilities(self, outputs: Any, batch: Batch) -> Tensor:
+        """[N]: the log-probability of the label, where a language model is scored; in the order of the above."""
+        from alignkit.tasks.stock import label_log_probabilities
+
+        return label_log_probabilities(outputs, batch, self.shifts_labels)
+
+    def scored_hidden(self, outputs: Any, batch: Batch) -> Tensor:
+        """[N, D]: of a causal language model's `hidden` [B, T, D] the states that predict its N scored labels."""
+        from alignkit.tasks.stock import scored_hidden
+
+        return scored_hidden(outputs.hidden, batch)
 
     def decode(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
         """One prediction per row of the batch. `probabilities` (an array) is what gaps are measured on.
@@ -609,5 +816,8 @@ class Task(Component, abstract=True):
 
 BASES: dict[str, type[Component]] = {
     c.kind: c
-    for c in (Filter, Augmenter, Constraint, Adversary, Averager, Fusion, Updater, Task, Objective, Weight, Attack)
+    for c in (
+        *(Filter, Augmenter, Constraint, Adversary, Averager, Fusion, Updater),
+        *(Task, Objective, Weight, Attack, Evaluator, Control),
+    )
 }

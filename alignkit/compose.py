@@ -41,7 +41,7 @@ class Composition:
     Args:
         components: those that hook into the run, in recipe order.
         task: what the model is for.
-        objective: what is minimised; by default the stock Trainer's loss.
+        objective: what is minimised; by default what the task says, mostly the stock Trainer's loss.
 
     Raises:
         UsageError: two components that both answer a hook point for one.
@@ -49,13 +49,11 @@ class Composition:
     """
 
     def __init__(self, components: Sequence[Component], task: Task, objective: Objective | None = None):
-        from alignkit.objectives.supervised import Supervised
-
         self.components = list(components)
         if mistakes := list(_no_instances(self.components)):
             raise UsageError(*mistakes)
         self.task = task
-        self.objective = objective if objective is not None else Supervised()
+        self.objective = objective if objective is not None else task.default_objective()
         self._name_components()
         self._pm = pluggy.PluginManager(hookspecs.PROJECT)
         self._pm.add_hookspecs(hookspecs.Run)

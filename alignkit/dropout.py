@@ -38,6 +38,19 @@ class Masks:
         finally:
             self._put(after)
 
+    @contextlib.contextmanager
+    def fresh(self, generator: torch.Generator) -> Iterator[None]:
+        """A forward pass inside draws masks of its own, seeded from `generator`; the global generators stay."""
+        before = self._current()
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        torch.default_generator.manual_seed(seed)
+        if before[1] is not None:
+            torch.get_device_module(self._device).manual_seed(seed)
+        try:
+            yield
+        finally:
+            self._put(before)
+
     def _current(self) -> tuple[Tensor, Tensor | None]:
         own = None if self._device.type == "cpu" else torch.get_device_module(self._device).get_rng_state(*self._which)
         return torch.get_rng_state(), own

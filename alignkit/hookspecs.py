@@ -33,6 +33,8 @@ KINDS = (
     "objective",
     "weight",
     "attack",
+    "evaluator",
+    "control",
 )
 
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit import limits
 from alignkit.components import Component, Objective, Task
 from alignkit.errors import Mistake, UsageError
 
@@ -33,6 +35,7 @@ PHASES = {
     "averager": "every step",
     "updater": "around training",
     "fusion": "after training",
+    "control": "when it is asked",
 }
 
 
@@ -52,11 +55,17 @@ class Setting:
     reference: str | None = None
     """The model that `reference:` names."""
     accumulation: int = 1
+    batch_size: int | None = None
+    """Rows of a micro-batch; None: not known."""
     reentrant_checkpointing: bool = False
     validation: bool = True
     """There is a validation split."""
     examples: Sequence[Example] = ()
     """The training split, where the data has been read."""
+    dropout: bool | None = None
+    """The model, or its adapter, has a dropout probability above 0; None: not known."""
+    tokenizer: Callable[[], Any] | None = None
+    """Loads the model's tokenizer, for a check that has to count tokens."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,8 @@ def make_plan(composition: Composition, setting: Setting) -> Plan:
     rows = [_row(c, backwards.get(c.name, 0.0)) for c in (composition.objective, *composition.components)]
     rows.sort(key=lambda r: list(dict.fromkeys(PHASES.values())).index(r.phase))
     per_loss = 1.0 + sum(backwards.values())
-    extra = sum(float(c.forwards) for c in composition.components) + (FORWARD if composition.needs_reference else 0.0)
+    extra = sum(float(c.forwards) for c in (composition.objective, *composition.components))
+    extra += FORWARD if composition.needs_reference else 0.0
     factor = composition.passes * per_loss + extra / STEP
     return Plan(rows, composition.passes, factor, list(_notes(composition, setting)))
 
@@ -136,6 +146,8 @@ def conflicts(composition: Composition, setting: Setting) -> Iterator[Mistake]:
     task = getattr(setting.task, "name", setting.task.kind)
     if objective.tasks and task not in objective.tasks:
         yield Mistake("objective", f"{objective.name} on task {task}", f"task {' or '.join(objective.tasks)}")
+    yield from setting.task.check(setting)
+    yield from objective.check(setting)
     for component in composition.components:
         where = f"{component.kind} {component.name}"
         if component.reference and setting.fresh_head and setting.reference is None:
@@ -162,6 +174,7 @@ def conflicts(composition: Composition, setting: Setting) -> Iterator[Mistake]:
         if component.needs_validation and not setting.validation:
             yield Mistake(where, "it chooses by scores and there is no validation split", "data.validation")
         yield from component.check(setting)
+    yield from limits.conflicts(composition, setting)
 
 
 def _share_with_views(component: Component, examples: Sequence[Example]) -> float:
@@ -195,14 +208,14 @@ def _notes(composition: Composition, setting: Setting) -> Iterable[str]:
     if composition.replays > 1:
         n = composition.replays
         yield f"each batch is trained on {n} times in a row: an epoch takes {n} times the steps of a plain one"
-    for component in composition.components:
+    for component in (composition.objective, *composition.components):
         if component.couples_rows and setting.accumulation > 1:
             yield (
                 f"{component.name} depends on which rows share a batch: {setting.accumulation} accumulated "
                 "micro-batches are not the same as one large batch"
             )
-    if len({name for name, w in composition.weights.items() if w.normalises}) > 1:
-        yield "several budgets share the loss: where their limits contradict each other, neither may be met"
+        yield from component.notes(setting)
+    yield from limits.notes(composition, setting)
 
 
 def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Composition, Plan]:
@@ -216,7 +229,10 @@ def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Compositi
     """
     from alignkit import models
     from alignkit.compose import Composition
+    from alignkit.evaluation.evaluators import unfit
     from alignkit.evaluation.robustness import refusals
+    from alignkit.generation import refusals as uncontrollable
+    from alignkit.recipe.training import RECIPE_DEFAULTS
 
     composition = Composition(recipe.components(), recipe.task, recipe.objective)
     source = recipe.source()
@@ -235,6 +251,9 @@ def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Compositi
     if recipe.evaluation.attacks and not (recipe.data.validation or recipe.data.test):
         found = "the data has neither a test nor a validation split, so that no row would be attacked"
         mistakes.append(Mistake("evaluation.attacks", found, "a split to attack", "add `test:` to `data:`"))
+    mistakes += _without_effect(recipe)
+    mistakes += uncontrollable(recipe.controls, recipe.task)
+    mistakes += unfit(recipe.evaluation.evaluators, recipe.task, bool(recipe.data.validation or recipe.data.test))
     if mistakes:
         raise UsageError(*mistakes)
     training = recipe.training
@@ -250,11 +269,42 @@ def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Compositi
         fresh_head=facts.fresh_head,
         reference=recipe.reference,
         accumulation=int(training.get("gradient_accumulation_steps", 1)),
+        batch_size=int((RECIPE_DEFAULTS | training)["per_device_train_batch_size"]),
         reentrant_checkpointing=bool(checkpointing.get("use_reentrant", False)),
         validation=recipe.data.validation is not None,
         examples=examples,
+        dropout=_sets_dropout(recipe) or facts.dropout,
+        tokenizer=functools.cache(functools.partial(models.load_tokenizer, source, recipe.task)),
     )
-    return composition, make_plan(composition, setting)
+    return composition, _with_controls(make_plan(composition, setting), recipe.controls)
+
+
+def _sets_dropout(recipe: Recipe) -> bool:
+    """The recipe itself gives the model, or its adapter, a dropout probability above 0."""
+    own = [v for name, v in recipe.head.items() if "drop" in name and isinstance(v, int | float)]
+    return any(value > 0 for value in [*own, recipe.peft.dropout if recipe.peft else 0.0])
+
+
+def _with_controls(plan: Plan, controls: Sequence[Component]) -> Plan:
+    """The plan with what is done when the finished model is asked."""
+    if not controls:
+        return plan
+    rows = [replace(_row(control, 0.0), needs=()) for control in controls]
+    note = "controls are on when alignkit asks the model (`alignkit predict`), and off in all that is measured before "
+    return replace(plan, rows=[*plan.rows, *rows], notes=[*plan.notes, f"{note}and after"])
+
+
+def _without_effect(recipe: Recipe) -> Iterator[Mistake]:
+    """What the recipe asks for and the task would pass over in silence."""
+    if recipe.cache_hidden_states and not recipe.task.shifts_labels:
+        found = f"the model of task {recipe.task.name} is no causal language model"
+        yield Mistake("cache_hidden_states", found, "false", "take it out")
+    elif recipe.cache_hidden_states and not any(c.reference for c in recipe.components()):
+        found = "no component compares with the reference's distributions"
+        yield Mistake("cache_hidden_states", found, "one that does, such as kl-reference", "take it out")
+    if recipe.training.get("label_smoothing_factor") and not recipe.task.stock_loss:
+        found = f"task {recipe.task.name} has no loss on labels that could be smoothed"
+        yield Mistake("training.label_smoothing_factor", found, "0", "see the objective's own `label_smoothing`")
 
 
 def _unfusable(recipe: Recipe, composition: Composition, trained: Path | None) -> Iterator[Mistake]:

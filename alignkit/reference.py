@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from alignkit.errors import PluginError
+from alignkit.lm_head import LMHead, hidden_outputs
 
 if TYPE_CHECKING:
-    from alignkit.components import Batch
+    from alignkit.components import Batch, Task
 
 _ANSWERS = ("labels", "start_positions", "end_positions")
 
@@ -53,21 +54,42 @@ class Reference:
         """Another model, which is frozen and put into evaluation mode."""
         return cls(model.requires_grad_(False).eval())
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+    def outputs(self, model: nn.Module, batch: Batch, task: Task | None = None) -> Any:
         """The reference's outputs for a batch; no loss is computed.
 
         Args:
             model: the trained model, unwrapped. Its training flags, gradients and adapters are left as they were.
             batch: the model's inputs; labels serve an encoder-decoder model as the decoder's inputs.
+            task: says how the model is run, where it has no loss of its own.
         """
         with torch.no_grad():
             if self.model is None:
                 with without_adapter(model) as plain:
-                    return plain(**_inputs(model, batch))
+                    outputs = _run(plain, batch, task)
+                    if "head" in outputs:  # an adapter on the head is off only in here
+                        outputs["head"] = outputs["head"].without_adapter()
+                    return outputs
             device = next(iter(batch.values())).device
             if next(self.model.parameters()).device != device:
                 self.model.to(device)
-            return self.model(**_inputs(self.model, batch))
+            return _run(self.model, batch, task)
+
+    def hidden(self, model: nn.Module, batch: Batch) -> Any:
+        """The reference's last hidden states for a batch: `hidden` [B, T, D]; of a causal language model."""
+        inputs = {name: value for name, value in batch.items() if name not in _ANSWERS}
+        with torch.no_grad():
+            if self.model is None:
+                with without_adapter(model) as plain:
+                    return hidden_outputs(plain, inputs)
+            return hidden_outputs(self.model, inputs)
+
+    def head(self, model: nn.Module) -> LMHead:
+        """What makes logits of the reference's hidden states."""
+        return LMHead.of(self.model) if self.model is not None else LMHead.of(model).without_adapter()
+
+
+def _run(model: nn.Module, batch: Batch, task: Task | None) -> Any:
+    return model(**_inputs(model, batch)) if task is None or task.stock_loss else task.forward(model, batch)
 
 
 @contextlib.contextmanager

@@ -12,22 +12,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import checkpoints, models, run_folder
+from alignkit import checkpoints, limits, models, run_folder
 from alignkit.aligned import Aligned
 from alignkit.components import Memory
 from alignkit.compose import Composition
 from alignkit.data import prepare
 from alignkit.data.audit import write_lines
-from alignkit.data.load import load as load_data
 from alignkit.data.vocabulary import vocabulary_notes
 from alignkit.errors import Mistake, UsageError, nearest
-from alignkit.evaluation import compare
+from alignkit.evaluation import compare, evaluators
 from alignkit.lineage import write_lineage
 from alignkit.memory import load_memory, save_memory
+from alignkit.models.location import cache_folder
 from alignkit.models.saving import quiet
 from alignkit.plan import Plan, plan_of
 from alignkit.recipe import Recipe
-from alignkit.run_folder import ATTACKS, AUDIT, CHECKPOINTS, MEMORY, METRICS, MODEL
+from alignkit.run_folder import ATTACKS, AUDIT, CHECKPOINTS, CONTROLS, EVALUATIONS, MEMORY, METRICS, MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,8 @@ class Prepared:
     augmented: int = 0
     remembered: list[Example] = field(default_factory=list)
     """Rows of earlier runs, for the updater to rehearse."""
+    evaluated: evaluators.Rows = field(default_factory=dict)
+    """By evaluator its own rows."""
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Per split: rows loaded, kept by the filters, and added by augmenters."""
@@ -127,18 +129,19 @@ def _train(
 
     started = time.time()
     output = run_folder.checked(recipe, resume=resume, overwrite=overwrite) if main else None
-    splits = load_data(recipe.data, recipe.task, recipe.base)
+    splits, own_rows = evaluators.load(recipe.data, recipe.task, recipe.evaluation.evaluators, recipe.base)
     composition, plan = plan_of(recipe, examples=splits["train"])
     say(plan.render())
     source = recipe.source()
     fresh = models.facts(source, recipe.task).fresh_head  # once the task has seen the data: it depends on the labels
-    prepared = _shape(recipe, composition, splits)
+    prepared = replace(_shape(recipe, composition, splits), evaluated=own_rows)
     memory = _memory(recipe, composition)
     with quiet():
         set_seed(recipe.seed)
         model, tokenizer = models.load(source, recipe.task, peft=recipe.peft, freeze=recipe.freeze, head=recipe.head)
         _refuse_untrainable(model, recipe, splits)
         recipe.task.take_weights(model, tokenizer)
+        _refuse_unfit_controls(recipe, model, tokenizer)
         encoded = _encoded(recipe, composition, prepared, memory, tokenizer)  # after loading, which settles the labels
         for note in vocabulary_notes(encoded["train"], tokenizer):
             say(f"  note: {note}")
@@ -153,7 +156,11 @@ def _train(
         measure = _measurer(recipe, prepared, tokenizer)
         before = None if fresh else measure(model)
         seconds = _carry_out(trainer, folder, resume, say)
-        aligned = Aligned(recipe.task, trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder)
+        for note in limits.unmet(composition, trainer.state.log_history):
+            say(f"  note: {note}")
+            plan.notes.append(note)
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        aligned = Aligned(recipe.task, trained, tokenizer, folder, list(recipe.controls))
         if main:
             models.save(aligned.model, tokenizer, folder / MODEL)
             if composition.fusion is not None:
@@ -167,13 +174,19 @@ def _train(
             compare.compare(before, after, recipe.task, recipe.evaluation.replicates, recipe.seed)
         )
         metrics |= {"seeds": [recipe.seed], "task": recipe.task.name, "seconds": round(time.time() - started, 1)}
+        if recipe.controls:
+            metrics["controls"] = {side: [] for side in metrics if side in ("before", "after")}
         if main:
+            if recipe.controls:
+                aligned.controlled().save(folder / CONTROLS)
             checkpoints.write_json(folder / METRICS, metrics)
             write_lineage(folder, recipe, source)
-            attempts = _attempts(before, after)
+            rows = {name: _of_both(before, after, name) for name in ("attempts", "seen")}
             if recipe.evaluation.attacks:
-                write_lines(folder / ATTACKS, attempts)
-            _report(recipe, plan, trainer, prepared, metrics, folder, seconds, fresh, attempts)
+                write_lines(folder / ATTACKS, rows["attempts"])
+            if recipe.evaluation.evaluators:
+                write_lines(folder / EVALUATIONS, rows["seen"])
+            _report(recipe, plan, trainer, prepared, metrics, folder, seconds, fresh, rows)
     return Run(folder, metrics, aligned, seconds, main)
 
 
@@ -219,6 +232,16 @@ def _refuse_untrainable(model: Any, recipe: Recipe, splits: Mapping[str, list[Ex
         if metric not in known:
             found = f"{metric!r} is not measured on the validation split"
             raise UsageError(Mistake("early_stopping.metric", found, "a metric", nearest(metric, known)))
+
+
+def _refuse_unfit_controls(recipe: Recipe, model: Any, tokenizer: Any) -> None:
+    """Prepare the controls for the model as it begins: what is wrong with them is found before hours of training."""
+    from alignkit.generation import Controlled
+
+    if recipe.controls:
+        Controlled(recipe.controls, recipe.task, model, tokenizer)
+        for control in recipe.controls:
+            control.reset()
 
 
 def _encoded(
@@ -297,6 +320,8 @@ def _trainer(
         objective=composition.objective,
         reference=reference,
         fresh_head=fresh,
+        cache=cache_folder(),
+        cache_hidden_states=recipe.cache_hidden_states,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=stopping.patience)] if stopping else [],
     )
     trainer.examples = prepared.examples
@@ -386,7 +411,7 @@ def _scorer(recipe: Recipe, folder: Path, validation: list[Example]) -> Score:
 
 
 def _measurer(recipe: Recipe, prepared: Prepared, tokenizer: Any) -> Measure:
-    """Measures a model on every split but the training one, under augmenters and across views."""
+    """Measures a model on every split but the training one, and in every way that the recipe asks for beside that."""
     gaps = recipe.evaluation.gaps
 
     def measure(model: Any) -> compare.Measured:
@@ -399,6 +424,8 @@ def _measurer(recipe: Recipe, prepared: Prepared, tokenizer: Any) -> Measure:
             gaps=[view.name for view in gaps],
             views=Composition(gaps, recipe.task).views,
             attacks=recipe.evaluation.attacks,
+            evaluators=recipe.evaluation.evaluators,
+            rows=prepared.evaluated,
             batch_size=int(recipe.training.get("per_device_eval_batch_size", 32)),
             seed=recipe.seed,
         )
@@ -406,10 +433,11 @@ def _measurer(recipe: Recipe, prepared: Prepared, tokenizer: Any) -> Measure:
     return measure
 
 
-def _attempts(before: compare.Measured | None, after: compare.Measured) -> list[dict[str, Any]]:
-    """Attacks on single examples, of the model before and after."""
+def _of_both(before: compare.Measured | None, after: compare.Measured, name: str) -> list[dict[str, Any]]:
+    """What was noted of single examples (`attempts` or `seen`), of the model before and after."""
     sides = {"before": before, "after": after}
-    return [{"model": side, **line} for side, found in sides.items() if found is not None for line in found.attempts]
+    noted = {side: getattr(measured, name) for side, measured in sides.items() if measured is not None}
+    return [{"model": side, **line} for side, lines in noted.items() for line in lines]
 
 
 def _report(
@@ -421,7 +449,7 @@ def _report(
     folder: Path,
     seconds: float,
     fresh: bool,
-    attempts: list[dict[str, Any]],
+    rows: Mapping[str, list[dict[str, Any]]],
 ) -> None:
     from alignkit.costs import measure_costs, peak_memory
     from alignkit.report import write_card, write_report
@@ -447,7 +475,10 @@ def _report(
         predicted=plan.factor,
         milliseconds=milliseconds,
         warnings=plan.notes,
-        attempts=attempts,
+        bounds=limits.bounds(trainer.composition),
+        normalised=any(weight.normalises for weight in trainer.composition.weights.values()),
+        attempts=rows["attempts"],
+        seen=rows["seen"],
     )
     write_report(folder, facts)
     write_card(folder, facts)

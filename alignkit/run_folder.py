@@ -19,8 +19,9 @@ from alignkit.errors import Mistake, UsageError
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
 
-RECIPE, METRICS, AUDIT, ATTACKS = "recipe.yaml", "metrics.json", "audit.jsonl", "attacks.jsonl"
-MODEL, CHECKPOINTS, MEMORY = "model", "checkpoints", "memory"
+RECIPE, METRICS, AUDIT = "recipe.yaml", "metrics.json", "audit.jsonl"
+ATTACKS, EVALUATIONS = "attacks.jsonl", "evaluations.jsonl"
+MODEL, CHECKPOINTS, MEMORY, CONTROLS = "model", "checkpoints", "memory", "controls"
 
 _NOT_COMPARED = ("base", "output", "tune", "versions")
 """Fields of two recipes that may differ although both train the same."""

@@ -22,6 +22,7 @@ from alignkit.dropout import Masks
 from alignkit.errors import PluginError, UsageError
 from alignkit.layers import hidden_layers, perturbed
 from alignkit.models.adapters import cropped
+from alignkit.reference_cache import serves
 from alignkit.tasks.padding import attended
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from alignkit.compose import Composition
     from alignkit.data import Example
     from alignkit.reference import Reference
+    from alignkit.reference_cache import ReferenceCache
 
 OBJECTIVE = "objective"
 
@@ -50,6 +52,8 @@ class StepContext:
     tokenizer: Any = None
     """The model's, where there is one: for methods that look at the tokens themselves."""
     reference: Reference | None = None
+    reference_cache: ReferenceCache | None = None
+    """What the reference said of labels before."""
     unwrap: Callable[[nn.Module], nn.Module] = lambda model: model
     mean_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor
     seed: int = 0
@@ -225,7 +229,8 @@ class TrainingStep:
             delta: [B, T, D] added to the embedding layer's output, inside a penalty on top of what the pass being
                 evaluated adds; where it requires a gradient, one can be taken in an evaluation, too.
             batch: other inputs.
-            fresh_dropout: draw new dropout masks, instead of those that all passes of the step share (R-Drop).
+            fresh_dropout: new dropout masks, from the asking component's own generator, instead of those that all
+                passes of the step share (R-Drop).
             weights: by parameter name, what stands in for the model's own in this pass (an average, as a teacher).
                 Nothing is written into the model, so graphs of other passes stay valid.
 
@@ -247,11 +252,13 @@ class TrainingStep:
         fresh_dropout: bool = False,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Any:
-        shared = model.training and not fresh_dropout
+        drawn: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if model.training:
+            drawn = self._masks.fresh(self.generator) if fresh_dropout else self._masks.shared()
         self._running, before = batch, self._running
         try:
             hooked = perturbed(self.context.embedding, delta, always=self.context.composition.perturbs)
-            with hooked, self._masks.shared() if shared else contextlib.nullcontext():
+            with hooked, drawn:
                 outputs = _called(self.context.forward, model, batch, weights)
         finally:
             self._running = before
@@ -264,9 +271,15 @@ class TrainingStep:
             outputs: a model's. Of a span head its two distributions over positions are one prediction [B, 2, T].
             batch: what they are outputs for; by default the batch of the pass that is being evaluated.
         """
-        spans = hasattr(outputs, "start_logits")
-        logits = torch.stack([outputs.start_logits, outputs.end_logits], 1) if spans else outputs.logits
-        return self.context.task.log_probabilities(logits, self._current(batch))
+        return self.context.task.log_probabilities(outputs, self._current(batch))
+
+    def label_log_probabilities(self, outputs: Any, batch: Batch | None = None) -> Tensor:
+        """[N], in nats: the log-probability of each label that a language model is scored on, row by row.
+
+        Args:
+            batch: what they are outputs for; by default the batch of the pass that is being evaluated.
+        """
+        return self.context.task.label_log_probabilities(outputs, self._current(batch))
 
     @property
     def current(self) -> Batch:
@@ -450,9 +463,46 @@ class TrainingStep:
             raise PluginError("a component asked for reference outputs without declaring `reference = True`")
         batch = self._current(batch)
         if id(batch) not in self._reference:  # the batch is kept with its outputs, so that no other takes its id
-            outputs = self.context.reference.outputs(self.context.unwrap(self.model), batch)
+            model = self.context.unwrap(self.model)
+            outputs = self.context.reference.outputs(model, batch, self.context.task)
             self._reference[id(batch)] = (batch, outputs)
         return self._reference[id(batch)][1]
+
+    def reference_label_log_probabilities(self, batch: Batch | None = None, cached: bool = True) -> Tensor:
+        """[N], in nats: of each scored label under the frozen reference, row by row; from the cache where it is there.
+
+        Args:
+            batch: a view's …; by default that of the pass being evaluated.
+            cached: False for rows that will hardly come again, which are not to fill the cache.
+        """
+        batch, cache = self._current(batch), self.context.reference_cache
+        kept = cache.labels if cached and cache is not None and serves(batch) else None
+        if kept is not None and (found := kept.get(batch)) is not None:
+            return found
+        with torch.no_grad():
+            found = self.context.task.label_log_probabilities(self.reference_outputs(batch), batch)
+        return found if kept is None else kept.put(batch, found)
+
+    def reference_log_probabilities(self, batch: Batch | None = None) -> Tensor:
+        """[N, ..., V]: what the frozen reference predicts where the task is scored, as `log_probabilities` has it.
+
+        Where hidden states are cached, they are those in half precision, and the reference is asked once per row.
+
+        Args:
+            batch: a view's …; by default that of the pass being evaluated.
+        """
+        batch, cache = self._current(batch), self.context.reference_cache
+        kept = cache.hidden if cache is not None and serves(batch) else None
+        if kept is None:
+            return self.log_probabilities(self.reference_outputs(batch), batch)[0]
+        assert self.context.reference is not None  # the cache is its
+        task, model = self.context.task, self.context.unwrap(self.model)
+        with torch.no_grad():
+            head, found = self.context.reference.head(model), kept.get(batch)
+            if found is None:
+                made = self.context.reference.hidden(model, batch) if task.stock_loss else self.reference_outputs(batch)
+                found = kept.put(batch, task.scored_hidden(made, batch))
+            return head.logits(found.to(head.weight.dtype)).log_softmax(-1)
 
     def column(self, name: str) -> Any:
         """A data column that the model does not take, one value per row: a tensor where all values are numbers."""

@@ -36,10 +36,12 @@ from alignkit.data.sampler import Replayed, SeededLengthGroupedSampler
 from alignkit.errors import Mistake, UsageError
 from alignkit.finite import nonfinite_gradient, nonfinite_loss
 from alignkit.layers import input_embedding, mean_embedding_norm
+from alignkit.lm_head import refuse_other_heads
 from alignkit.meter import Meter
 from alignkit.models.adapters import virtual_tokens
 from alignkit.plan import Setting, make_plan
 from alignkit.reference import Reference
+from alignkit.reference_cache import ReferenceCache
 from alignkit.step import OBJECTIVE, StepContext, TrainingStep, generator_at
 from alignkit.tasks.stock import StockTask
 
@@ -56,10 +58,12 @@ class AlignTrainer(Trainer):
     Args:
         components: the methods that hook into the training, in recipe order.
         task: what the model is for; None: a plain head, whose labels say what is scored.
-        objective: what is minimised; None: the stock loss.
+        objective: what is minimised; None: what the task says, mostly the stock loss.
         reference: the model that `step.reference_outputs()` comes from; None: this one, as it is when training
             starts (its base, where it has an adapter).
         fresh_head: the model's head was never trained, so that it is no reference.
+        cache: a folder that keeps what references say of labels from run to run; None: they are asked at every step.
+        cache_hidden_states: keep a reference's hidden states there, too, for constraints on whole distributions.
 
     Raises:
         UsageError: components that cannot go together, each with the reason and the mend.
@@ -80,6 +84,8 @@ class AlignTrainer(Trainer):
         objective: Objective | None = None,
         reference: nn.Module | None = None,
         fresh_head: bool = False,
+        cache: Path | None = None,
+        cache_hidden_states: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -98,6 +104,7 @@ class AlignTrainer(Trainer):
         self._windows: dict[int, list[dict[str, Any]]] = {}
         """Predictions for the windows of long rows, until all of a row's are there."""
         self._reference_model = reference
+        self._cache, self._cache_hidden = cache, cache_hidden_states
         self._context: StepContext | None = None
         self._passes: Iterator[Tensor] | None = None
         self._drawn = 0
@@ -246,7 +253,8 @@ class AlignTrainer(Trainer):
             unit_length=unit_length,
             special_ids=tuple(getattr(self.processing_class, "all_special_ids", ())),
             tokenizer=self.processing_class,
-            reference=self._make_reference(model) if self.composition.needs_reference else None,
+            reference=(reference := self._make_reference(model) if self.composition.needs_reference else None),
+            reference_cache=self._make_cache(model, reference),
             unwrap=self.accelerator.unwrap_model,
             mean_over_processes=lambda tensor: self.accelerator.reduce(tensor, reduction="mean"),
             seed=self.args.seed,
@@ -261,8 +269,19 @@ class AlignTrainer(Trainer):
             return Reference.of(self._reference_model.to(self.args.device))
         return Reference.adapter() if hasattr(model, "disable_adapter") else Reference.copy(model)
 
+    def _make_cache(self, model: nn.Module, reference: Reference | None) -> ReferenceCache | None:
+        if self._cache is None or reference is None or not self.task.shifts_labels:
+            return None
+        precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+        asked = reference.model if reference.model is not None else model
+        if self._cache_hidden:
+            refuse_other_heads(asked, "take `cache_hidden_states` out")
+        return ReferenceCache(self._cache, asked, precision, self._cache_hidden)
+
     def _forward(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         """The model's outputs, with the stock loss (label smoothing, `compute_loss_func` …) where there are labels."""
+        if not self.task.stock_loss:
+            return self.task.forward(model, batch)
         inputs = dict(batch)
         if all(inputs.get(name) is None for name in self.label_names):
             return model(**inputs)
@@ -304,8 +323,10 @@ class AlignTrainer(Trainer):
             fresh_head=fresh_head,
             reference=type(reference).__name__ if reference is not None else None,
             accumulation=self.args.gradient_accumulation_steps,
+            batch_size=self.args.per_device_train_batch_size,
             reentrant_checkpointing=bool(checkpointing.get("use_reentrant", False)),
             validation=self.eval_dataset is not None,
+            tokenizer=(lambda: self.processing_class) if self.processing_class is not None else None,
         )
 
     # -- data --------------------------------------------------------------------------------------------------
@@ -354,7 +375,10 @@ class AlignTrainer(Trainer):
         return self.accelerator.reduce(tensor, reduction="sum") if self.accelerator.num_processes > 1 else tensor
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Training logs gain every penalty, unweighted (`penalty/NAME`) and weighted (`weighted/NAME`)."""
+        """Training logs gain every penalty, unweighted (`penalty/NAME`) and weighted (`weighted/NAME`).
+
+        A weight that is a component is logged as it stands after the step, as `weight/NAME`.
+        """
         if "loss" in logs and len(self._logged) > 1:
             weights = self._logged.weights
             means = self._logged.take(self._sum_over_processes)
@@ -362,6 +386,7 @@ class AlignTrainer(Trainer):
             for name, mean in means.items():
                 logs[f"penalty/{name}"] = mean
                 logs[f"weighted/{name}"] = mean * weights[name]
+            logs |= {f"weight/{name}": weight.value() for name, weight in self.composition.weights.items()}
         elif "loss" in logs:
             self._logged = Meter()
         if "loss" in logs and self.composition.components:
@@ -454,6 +479,8 @@ class AlignTrainer(Trainer):
         finally:
             self.step = self._passes = None
             self.is_in_train = False
+            if self._context is not None and self._context.reference_cache is not None:
+                self._context.reference_cache.flush()
         if self.composition.averager is not None:
             self._put(self.composition.averager.average())
         return result
@@ -517,10 +544,14 @@ class AlignTrainer(Trainer):
 
 
 class _AfterStep(TrainerCallback):
-    """Asks `after_step` between the optimizer's step and the zeroing of gradients."""
+    """Asks `after_step` between the optimizer's step and the zeroing of gradients; tells weights how long it takes."""
 
     def __init__(self, trainer: AlignTrainer):
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        for weight in self._trainer.composition.weights.values():
+            weight.begin(state.max_steps)
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self._trainer.after_step()

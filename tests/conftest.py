@@ -15,6 +15,12 @@ import alignkit.catalogue as catalogue
 Install = Callable[..., None]
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What references say is cached in a folder of the tests' own."""
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """`install("acme-plugin", code, point="acme", version="1.0", methods="...")`: a module, and one of its methods."""

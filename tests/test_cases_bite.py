@@ -6,8 +6,9 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,12 +21,23 @@ from alignkit.components import (
     Averager,
     Component,
     Constraint,
+    Evaluator,
     Filter,
+    Measurement,
     Term,
     Verdict,
 )
-from alignkit.testing import AdversaryCases, AttackCases, AugmenterCases, AveragerCases, ConstraintCases, FilterCases
+from alignkit.testing import (
+    AdversaryCases,
+    AttackCases,
+    AugmenterCases,
+    AveragerCases,
+    ConstraintCases,
+    EvaluatorCases,
+    FilterCases,
+)
 from alignkit.testing.attack_cases import Subject, trained_subject
+from alignkit.testing.evaluator_cases import with_samples
 from alignkit.testing.training import short_collections
 
 HEAD = "bert-token-classification"
@@ -194,6 +206,47 @@ class Smearing(Attack):
         return {"": found}
 
 
+class Counting(Evaluator):
+    """Counts the words of sentences."""
+
+    directions: ClassVar[dict[str, int]] = {"words": 0}
+
+    def measure(self, subject: Any, examples: Any) -> Any:
+        return [Measurement({"words": float(len(e.words)), "rows": 1.0}) for e in examples]
+
+    def metrics(self, totals: Any) -> Any:
+        return {"words": totals["words"] / totals["rows"]}
+
+
+class Relative(Counting):
+    """Counts by the longest sentence."""
+
+    def measure(self, subject: Any, examples: Any) -> Any:
+        longest = max(len(e.words) for e in examples)
+        return [Measurement({"words": len(e.words) / longest, "rows": 1.0}) for e in examples]
+
+
+class Summed(Counting):
+    """Looks at all resamples together."""
+
+    def metrics(self, totals: Any) -> Any:
+        return {"words": totals["words"] / np.sum(totals["rows"])}
+
+
+class Boastful(Counting):
+    """Declares what it does not give."""
+
+    directions: ClassVar[dict[str, int]] = {"syllables": 1}
+
+
+class Drawing(Counting):
+    """Draws from the global generator."""
+
+    def measure(self, subject: Any, examples: Any) -> Any:
+        torch.rand(())
+        return super().measure(subject, examples)
+
+
 def cases_of(base: type) -> Any:
     return type("Cases", (base,), {"heads": (HEAD,)})()
 
@@ -247,3 +300,19 @@ def test_a_broken_promise_of_an_attack_is_found(case: str, subject: Subject) -> 
     tested(Asking(), subject)
     with pytest.raises(AssertionError):
         tested(CASES_OF_ATTACKS[case](), subject)
+
+
+CASES_OF_EVALUATORS = {
+    "who_else_is_measured_changes_nothing": Relative,
+    "metrics_are_elementwise_functions_of_sums": Summed,
+    "what_it_declares_of_its_metrics_is_there": Boastful,
+    "model_and_random_state_are_as_before": Drawing,
+}
+
+
+@pytest.mark.parametrize("case", CASES_OF_EVALUATORS)
+def test_a_broken_promise_of_an_evaluator_is_found(case: str, subject: Subject, tmp_path: Path) -> None:
+    tested = getattr(EvaluatorCases(), f"test_{case}")
+    tested(with_samples(Counting(), tmp_path), subject, tmp_path)
+    with pytest.raises(AssertionError):
+        tested(with_samples(CASES_OF_EVALUATORS[case](), tmp_path), subject, tmp_path)

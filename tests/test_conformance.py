@@ -20,6 +20,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "adversary/fgm": {"epsilon": 0.5},
     "attack/gcg": {"suffix_length": 3, "steps": 2, "width": 8, "answer_tokens": 4},
     "attack/pgd": {"radii": (0.1, 0.5), "steps": 4},
+    "control/steering": {"expert": "expert", "alpha": 2.0},
+    "control/steering-vector": {"alpha": 1.0, "layer": 0},
     "constraint/counterfactual": {"lists": ["gender"]},
     "filter/lexicon": {"words": ("rome", "café"), "action": "mask"},
     "filter/length": {"minimum": 2, "maximum": 8},
@@ -40,12 +42,44 @@ def _with_other_answers(self: Any, head: str, number: int, component: Component)
     return rows
 
 
+def _with_principles(self: Any, head: str, number: int, component: Component) -> list[Row]:
+    """Rows of which some have a view with more before the same prompt and the same answer, one of them cut shorter."""
+    rows = make_rows(head, number)
+    for i in [i for i in (0, 1, 3, 6) if i < number]:
+        kept = slice(0, len(rows[i]["input_ids"]) - (i == 3))
+        ids, labels = [20, 31, 42, *rows[i]["input_ids"][kept]], [*[-100] * 3, *rows[i]["labels"][kept]]
+        view = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+        rows[i]["views"] = {"kl-ethics": view}
+    return rows
+
+
+def _with_groups(self: Any, head: str, number: int, component: Component) -> list[Row]:
+    """Rows of two groups."""
+    return [{**row, "group": "ab"[i % 2]} for i, row in enumerate(make_rows(head, number))]
+
+
+def _with_an_expert(self: Any, component: Any, auto_class: str, folder: Path) -> Any:
+    """An expert of the kind of model that it is to steer."""
+    model, vocabulary, _ = tiny({"AutoModelForCausalLM": "llama-causal-lm"}.get(auto_class, "t5"), seed=1)
+    for part in (model, vocabulary):
+        part.save_pretrained(folder)
+    return type(component)(**{**component.fields(), "expert": folder})
+
+
 CASE_MEMBERS: dict[str, dict[str, Any]] = {
+    "control/steering": {"for_model": _with_an_expert},
     "adversary/continuous": {"heads": ("llama-causal-lm",), "norm": "token", "rows": _with_other_answers},
     "adversary/fgsm": {"norm": "token"},
     "adversary/freelb": {"radius": lambda self, component: component.max_norm},
     "adversary/r3f": {"norm": "token"},
     "adversary/smart": {"norm": "token"},
+    "constraint/group-fairness": {
+        "heads": ("bert-sequence-classification", "llama-sequence-classification"),
+        "rows": _with_groups,
+    },
+    "constraint/unlikelihood": {"heads": ("llama-causal-lm", "t5", "bart")},
+    "constraint/kl-ethics": {"heads": ("llama-causal-lm",), "rows": _with_principles},
+    **{f"objective/{name}": {"heads": ("llama-causal-lm",)} for name in ("cpo", "dpo", "kto", "orpo", "simpo")},
 }
 """What a component's cases say of it beside its fields: what its radius bounds …"""
 
@@ -55,7 +89,7 @@ def _tested(entry: Entry) -> type:
 
     def component(self: Any) -> Component:
         cls: Any = default_catalogue().load_class(entry)
-        return cls(**FIELDS.get(f"{entry.kind}/{entry.name}", {}))
+        return cls(**FIELDS.get(f"{entry.kind}/{entry.name}", cls.example))
 
     members = {"component": pytest.fixture(component), **CASE_MEMBERS.get(f"{entry.kind}/{entry.name}", {})}
     if entry.kind == "task":

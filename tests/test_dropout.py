@@ -64,12 +64,12 @@ def test_fresh_masks_are_drawn_where_they_are_asked_for(tmp_path: Path) -> None:
 
 def test_further_passes_leave_the_global_generators_where_the_first_one_left_them(tmp_path: Path) -> None:
     states = []
-    for components in ([], [Twice()]):
+    for components in ([], [Twice()], [Kinds()]):
         trainer = make_trainer(HEAD, tmp_path, components, dropout=0.5, max_steps=2)
         torch.manual_seed(1)
         trainer.train()
         states.append(random_state()[-1])
-    assert states[0] == states[1]
+    assert states[0] == states[1] == states[2]
 
 
 class Overflows(Adversary):

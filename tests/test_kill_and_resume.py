@@ -69,7 +69,7 @@ def test_a_checkpoint_without_its_marker_does_not_count(script: ModuleType, alon
     shutil.rmtree(last / "components")  # … and between the model and the components' state
     (killed / ".model.77.tmp").mkdir()  # … and while the model was saved
     said = resume(alone, killed)
-    assert said[-1] == f"resuming from {newest_but(last, alone)}"
+    assert f"resuming from {newest_but(last, alone)}" in said
     assert script.differences(alone, killed) == []
     assert not list(killed.glob(".model*"))
 
@@ -82,7 +82,7 @@ def newest_but(last: Path, folder: Path) -> str:
 
 def test_a_finished_training_is_only_written_again(script: ModuleType, alone: Path, killed: Path) -> None:
     before = {path.name for path in killed.glob("checkpoints/*")}
-    assert resume(alone, killed)[-1] == "resuming from checkpoint-24"
+    assert "resuming from checkpoint-24" in resume(alone, killed)
     assert {path.name for path in killed.glob("checkpoints/*")} == before
     assert script.differences(alone, killed) == []
 
@@ -120,7 +120,7 @@ def test_a_moved_run_finds_its_best_checkpoint(script: ModuleType, alone: Path, 
 
 def test_without_a_checkpoint_it_says_so_and_starts_from_scratch(script: ModuleType, alone: Path, killed: Path) -> None:
     shutil.rmtree(killed / "checkpoints")
-    assert resume(alone, killed)[-1] == "no complete checkpoint: starting from scratch"
+    assert "no complete checkpoint: starting from scratch" in resume(alone, killed)
     assert script.differences(alone, killed) == []
 
 

@@ -32,6 +32,8 @@ REFUSED: dict[tuple[str, str], str] = {
     ("causal-lm", "hotflip"): "every token of task causal-lm is a label",
 }
 """(task, component) -> words of the reason: what cannot go together, and is said before any weight is loaded."""
+FIELDS = {"kl-ethics": {"principles": "principles.txt"}}
+"""component -> what it is given beside its defaults: principles that a tiny tokenizer makes few tokens of."""
 COLUMNS = {("chat", "continuous"): {"target": "{completion} ."}}
 """(task, component) -> the columns that a component reads beside the task's, made of those that the samples have."""
 
@@ -50,6 +52,19 @@ TASKS = [
     for auto_class in loaded(entry).auto_classes or (loaded(entry).auto_class,)
 ]
 REFUSED |= {(task, "continuous"): "has no single answer that a harmful" for task, _ in TASKS if task != "chat"}
+REFUSED |= {
+    (task, entry.name): f"{entry.name} on task {task}"
+    for entry in entries("objective")
+    for task, _ in TASKS
+    if loaded(entry).tasks and task not in loaded(entry).tasks
+}
+CLASSIFYING = ("text-classification", "relation-extraction")
+REFUSED |= {(task, "group-fairness"): "has no head that gives" for task, _ in TASKS if task not in CLASSIFYING}
+WRITING = ("chat", "dialogue", "causal-lm", "translation", "summarization", "preference")
+REFUSED |= {(task, "unlikelihood"): "does not write text" for task, _ in TASKS if task not in WRITING}
+REFUSED |= {(task, "supervised"): "has no loss on labels" for task, _ in TASKS if task == "preference"}
+TALKING = ("chat", "dialogue", "preference")
+REFUSED |= {(task, "kl-ethics"): "have no prompt or messages" for task, _ in TASKS if task not in TALKING}
 COMPONENTS = [(kind, entry.name) for kind in (*SECTIONS, "weight") for entry in entries(kind)]
 
 
@@ -69,9 +84,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def folder(task: str, auto_class: str) -> Path:
         if (task, auto_class) not in made:
             place = tmp_path_factory.mktemp("matrix")
-            rows = loaded(default_catalogue().find("task", task)).samples
+            samples = loaded(default_catalogue().find("task", task)).samples
+            rows = [{**row, "group": "ab"[i % 2]} for i, row in enumerate(samples)]
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (place / "rows.jsonl").write_text(text, "utf-8")
+            (place / "principles.txt").write_text("be good .\n", "utf-8")
             base = base_model(place / "base", auto_class)
             alignkit.train(recipe(place, task, model=str(base), output="plain"))
             made[task, auto_class] = place
@@ -96,7 +113,7 @@ def recipe(place: Path, task: str, columns: dict[str, str] | None = None, **part
 def part(kind: str, name: str) -> dict[str, Any]:
     """The section of a recipe that puts the component to use."""
     entry = default_catalogue().find(kind, name)
-    use = {"use": name, **loaded(entry).example}
+    use = {"use": name, **loaded(entry).example, **FIELDS.get(name, {})}
     if kind == "weight":
         return {"constraints": [{"use": "kl-reference", "weight": use}]}
     if "members" in loaded(entry).__pydantic_fields__:

@@ -475,7 +475,8 @@ def test_the_resolved_recipe_has_every_default_and_reads_back_as_an_equal_one(wr
     assert values["filters"][0]["lists"] == ["words.txt", "/etc/words.txt"]
     assert values["training"] == {**RECIPE_DEFAULTS, "learning_rate": 1e-3, "save_strategy": "no"}
     under = [{"use": "typos", "rate": 0.1}]
-    assert values["evaluation"] == {"under": under, "attacks": [], "gaps": ["twin"], "replicates": 10_000}
+    none: dict[str, list[str]] = {"attacks": [], "evaluators": []}
+    assert values["evaluation"] == {"under": under, **none, "gaps": ["twin"], "replicates": 10_000}
     assert values["averaging"] is None
     assert values["data"]["test"] == [{"path": "c.jsonl", "columns": {}, "rows": ":9", "split": None}]
     assert set(values["versions"]) == {"alignkit", "python", "torch", "transformers", "plugins"}

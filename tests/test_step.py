@@ -431,6 +431,6 @@ def test_reference_outputs_must_be_declared() -> None:
 def test_reference_outputs_are_made_once_per_batch() -> None:
     calls = []
     step = make_step(bert(), batch())
-    step.context.reference = SimpleNamespace(outputs=lambda model, batch: calls.append(1) or "outputs")
+    step.context.reference = SimpleNamespace(outputs=lambda model, batch, task: calls.append(1) or "outputs")
     assert [step.reference_outputs() for _ in range(3)] == ["outputs"] * 3
     assert len(calls) == 1

@@ -40,7 +40,7 @@ def checked(path: Path, overrides: list[str], strict: bool = False) -> str:
     Raises:
         UsageError: all mistakes of the recipe and its data together, or what cannot go together.
     """
-    from alignkit.data.load import load
+    from alignkit.evaluation.evaluators import load
     from alignkit.plan import plan_of
     from alignkit.recipe import Recipe, RecipeError
 
@@ -53,10 +53,11 @@ def checked(path: Path, overrides: list[str], strict: bool = False) -> str:
         data, task, base = error.data, error.task, error.base
     else:
         data, task, base = recipe.data, recipe.task, recipe.base
+    evaluators = recipe.evaluation.evaluators if recipe is not None else []
     splits: dict[str, list[Example]] = {}
     if data is not None and task is not None:
         try:
-            splits = load(data, task, base)
+            splits, _ = load(data, task, evaluators, base)
         except UsageError as error:
             mistakes += error.mistakes
     if mistakes or recipe is None:

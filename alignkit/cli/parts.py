@@ -91,7 +91,7 @@ def loaded(
     if chosen is not None and chosen.needs_training_split and train is None and not own:
         found = "it takes demonstrations from training rows, and there are none"
         raise UsageError(Mistake(f"--task {chosen.name}", found, "labelled rows", "name a file: --train FILE"))
-    aligned = load(run, chosen)
+    aligned = load(run, chosen, controls=())
     if train is not None:
         load_data({"train": [train]}, aligned.task, Path.cwd())
     elif recipe is not None and own:

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from alignkit.cli.controls import controls_for
 from alignkit.cli.files import refuse_unwritable, written_whole
 from alignkit.cli.parts import loaded
+from alignkit.data.audit import write_lines
 from alignkit.data.source import Source
 from alignkit.errors import Mistake, UsageError
 
@@ -25,24 +27,38 @@ def command(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of to stdout.")] = None,
     task: Annotated[str | None, typer.Option(help="The task of a model that is no run.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="A field of the task.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K=V", help="A field of the task, or of a control: NAME.K=V.")
+    ] = None,
     train: Annotated[Path | None, typer.Option(help="A labelled file to take demonstrations from.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of a generated answer, in tokens.")] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(help="A control beside those of the run's recipe. May be said several times.")
+    ] = None,
+    no_controls: Annotated[bool, typer.Option("--no-controls", help="Leave those of the run's recipe out.")] = False,
+    audit: Annotated[
+        Path | None, typer.Option(help="Write what controls did and looked at here, as JSON lines.")
+    ] = None,
 ) -> None:
-    """One JSON line per text, in order: the answer, complete in itself."""
+    """One JSON line per text, in order: the answer, complete in itself, with what controls did to it."""
     if not texts and input_ is None:
         raise UsageError(Mistake("alignkit predict", "no text", "texts, or --input FILE"))
-    refuse_unwritable(output, reads=(input_,))
+    refuse_unwritable(output, audit, reads=(input_,))
     rows: list[Any] = [*(texts or []), *(read_rows(input_) if input_ else [])]
     options: dict[str, Any] = {"batch_size": batch_size}
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     demonstrated = Source(path=str(train)) if train is not None else None
-    aligned, _ = loaded(run, task, set_ or (), None, demonstrated)
+    controls, of_task = controls_for(run, control or (), task is None and not no_controls, set_ or ())
+    aligned, _ = loaded(run, task, of_task, None, demonstrated)
+    aligned.controls = controls
+    records: list[dict[str, Any]] = []
     with written_whole(output) as out:
-        for answer in aligned.answers(rows, **options):
+        for answer in aligned.answers(rows, audit=records, **options):
             print(json.dumps(answer, ensure_ascii=False, default=float), file=out, flush=output is None)
+    if audit is not None:
+        write_lines(audit, records)
 
 
 def read_rows(path: Path) -> list[Any]:

@@ -54,7 +54,7 @@ def predictions(
             places = batches[min(start + rank, len(batches) - 1)]
             batch = to_device(collated([encoded[p][1] for p in places]), model)
             beside = {"columns": batch.pop("columns")} if "columns" in batch else {}
-            answers = task.infer(model, tokenizer, {**batch, **beside}, _outputs(model, batch))
+            answers = task.infer(model, tokenizer, {**batch, **beside}, _outputs(task, model, batch))
             found.update(zip(places, answers, strict=True))
     if world > 1:
         parts: list[Any] = [None] * world
@@ -147,9 +147,9 @@ def length_batches(lengths: list[int], batch_size: int, vocabulary: int) -> list
     return batches
 
 
-def _outputs(model: nn.Module, batch: dict[str, Any]) -> Any:
+def _outputs(task: Task, model: nn.Module, batch: dict[str, Any]) -> Any:
     """The model's outputs; logits of virtual tokens that prompt tuning puts before the text are cut off."""
-    return cropped(model(**batch), batch["input_ids"].shape[-1], virtual_tokens(model))
+    return cropped(task.forward(model, batch), batch["input_ids"].shape[-1], virtual_tokens(model))
 
 
 def _progress(steps: range, show: bool) -> Any:

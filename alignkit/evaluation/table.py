@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from alignkit.components import Task
 
@@ -40,13 +41,22 @@ class Line:
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     difference: Mapping[str, Any]
+    spelt: bool = False
+    """An attack or an evaluator has named it, in words that are joined by `_`."""
+    of_split: int = 0
+    """Rows of the split; the metric may be about some of them only."""
 
     @property
     def label(self) -> str:
         """`f1 ↑`, `counterfactual gap ↓`."""
         name = f"{self.metric.removeprefix('gap/')} gap" if self.metric.startswith("gap/") else self.metric
-        name = name.replace("_", " ") if AGAINST in self.split else name
+        name = name.replace("_", " ") if self.spelt else name
         return name + {1: " ↑", -1: " ↓", 0: ""}[self.direction]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it is about."""
+        return max(found.get("n") or 0 for found in (self.before, self.after))
 
     @property
     def verdict(self) -> str:
@@ -87,8 +97,6 @@ def better_direction(metric: str, main: str, greater_is_better: bool) -> int:
     """1 where more of a metric is better, -1 where less is, 0 where its name does not tell."""
     if metric == main:
         return 1 if greater_is_better else -1
-    if metric.startswith("target_loss"):  # what an attack drives down is good for the model where it stays high
-        return 1
     words = set(re.split(r"[^a-z0-9]+", metric.lower()))
     return -1 if words & LOWER else 1 if words & HIGHER else 0
 
@@ -96,26 +104,39 @@ def better_direction(metric: str, main: str, greater_is_better: bool) -> int:
 def lines(
     metrics: Mapping[str, Any], main: str, greater_is_better: bool, headline: bool = True, queries: bool = False
 ) -> list[Line]:
-    """The lines of a `metrics.json`, test splits first.
+    """The lines of a `metrics.json`, those of the validation split last.
 
     Args:
         main: the metric that ranks models.
-        headline: only that metric, the gaps, and of attacks what survived and what they measure; otherwise all.
+        headline: only that metric, the gaps, of attacks what survived and what they measure, and of evaluators what
+            they show first; otherwise all.
         queries: of attacks the queries, too, and what was right before.
     """
     found = []
     splits = {**metrics.get("before", {}), **metrics.get("after", {})}
-    for split in sorted(splits, key=lambda name: not name.startswith("test")):
-        sides = {side: metrics.get(side, {}).get(split, {}) for side in ("before", "after", "difference")}
-        names = list(dict.fromkeys([*sides["after"], *sides["before"]]))
-        first = next((names.index(name) for name in (BEFORE, ACCURACY) if name in names), len(names))
-        attacks = names[first:]
-        shown = {main, *(name for name in attacks if queries or name not in (BEFORE, QUERIES))}
-        for name in sorted(names, key=lambda name: (name != main, not name.startswith("gap/"))):
+    for split in sorted(splits, key=lambda name: name == "validation" or name.startswith("validation ")):
+        before, after, difference = (metrics.get(side, {}).get(split, {}) for side in ("before", "after", "difference"))
+        names = list(dict.fromkeys([*after, *before]))
+        declared = metrics.get("directions", {}).get(split, {})
+        spelt = bool(declared) or ACCURACY in names
+        rows = max((one.get("n") or 0 for one in (*before.values(), *after.values())), default=0)
+        order, shown = _ordered(names, declared, main, queries)
+        for name in order:
             if not headline or name in shown or name.startswith("gap/"):
-                direction = better_direction(name, main, greater_is_better)
-                found.append(Line(split, name, direction, *(sides[s].get(name, {}) for s in sides)))
+                direction = declared.get(name, better_direction(name, main, greater_is_better))
+                values = (before.get(name, {}), after.get(name, {}), difference.get(name, {}))
+                found.append(Line(split, name, direction, *values, spelt=spelt, of_split=rows))
     return found
+
+
+def _ordered(names: list[str], declared: Mapping[str, int], main: str, queries: bool) -> tuple[list[str], set[str]]:
+    """A split's metrics in the order in which they are shown, and those that belong to the headline."""
+    if declared and ACCURACY not in names:  # an evaluator's
+        first = [name for name in declared if name in names]
+        return [*first, *(name for name in names if name not in declared)], set(first)
+    order = sorted(names, key=lambda name: (name != main, not name.startswith("gap/")))
+    begin = next((names.index(name) for name in (BEFORE, ACCURACY) if name in names), len(names))
+    return order, {main, *(name for name in names[begin:] if queries or name not in (BEFORE, QUERIES))}
 
 
 def table(metrics: Mapping[str, Any], task: Task, queries: bool = False) -> Table:
@@ -152,10 +173,14 @@ def table(metrics: Mapping[str, Any], task: Task, queries: bool = False) -> Tabl
             if split is not None:
                 result.add_section()
             split = line.split
-            rows = max(found.get("n", 0) for found in (line.before, line.after))
-            result.add_row(Text(split, style="bold"), Text(f"{rows:,} rows", style="dim"))
+            result.add_row(Text(split, style="bold"), Text(f"{line.of_split:,} rows", style="dim"))
         cells = [Text.assemble(line.value(side), "\n", (line.interval(side), "dim")) for side in sides]
-        result.add_row(
-            Padding(Text(line.label), (0, 0, 0, 2)), *cells, *([Text(*styles[line.verdict])] if paired else [])
-        )
+        result.add_row(Padding(_named(line), (0, 0, 0, 2)), *cells, *([Text(*styles[line.verdict])] if paired else []))
     return result
+
+
+def _named(line: Line) -> Text:
+    """A metric's name, and under it how many rows it is about where that is not all of them."""
+    from rich.text import Text
+
+    return Text.assemble(line.label, (f"\n{line.rows:,} rows" if line.rows != line.of_split else "", "dim"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from alignkit.components import Objective, Term
 from alignkit.compose import Composition
 from alignkit.data.collate import StepCollator
 from alignkit.data.features import Features, length, windows
@@ -82,8 +83,8 @@ class Victim:
         embedding = input_embedding(model)
         self._context = StepContext(
             task=task,
-            composition=Composition([], task),
-            forward=lambda model, batch: model(**batch),
+            composition=Composition([], task, None if task.stock_loss else _RowLosses()),
+            forward=task.forward,
             embedding=embedding,
             unit_length=mean_embedding_norm(embedding),
             special_ids=tuple(getattr(tokenizer, "all_special_ids", ())),
@@ -240,6 +241,14 @@ class Victim:
         """What an attack draws from for an example: who else is attacked, and in which order, changes nothing."""
         key = f"{self.seed}/{attack}/{example.split}/{example.row}".encode()
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big"))
+
+
+class _RowLosses(Objective):
+    """The task's own losses, of tasks whose objectives may ask more (a reference) than a finished model has."""
+
+    def loss(self, step: TrainingStep, outputs: Any) -> Term:
+        """The mean over rows."""
+        return Term(step.context.task.row_losses(outputs, step.current).mean(), "example")
 
 
 @dataclass

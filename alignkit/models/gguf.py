@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import Mistake, UsageError
+from alignkit.models.location import cache_folder
 
 _SAMPLE = 1 << 20
-
-
-def cache_folder() -> Path:
-    """`ALIGNKIT_CACHE`, or `~/.cache/alignkit`."""
-    return Path(os.environ.get("ALIGNKIT_CACHE") or Path.home() / ".cache" / "alignkit")
 
 
 def converted(file: Path) -> Path:

@@ -39,6 +39,8 @@ class ModelFacts:
     hidden_size: int
     labels: tuple[str, ...]
     """The labels that the checkpoint's head was trained on, in the order of its rows."""
+    dropout: bool | None
+    """Its config gives a dropout probability above 0; None: it gives none at all."""
 
 
 def facts(path: Path | str, task: Task) -> ModelFacts:
@@ -60,6 +62,7 @@ def facts(path: Path | str, task: Task) -> ModelFacts:
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         hidden_size=int(next((config[k] for k in ("hidden_size", "d_model", "n_embd", "dim") if k in config), 0)),
         labels=labels_of(config),
+        dropout=_has_dropout(config),
     )
 
 
@@ -145,6 +148,12 @@ def is_causal(config: Mapping[str, Any]) -> bool:
     kind = config.get("model_type")
     known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return known and (bool(config.get("is_decoder")) or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+
+
+def _has_dropout(config: Mapping[str, Any]) -> bool | None:
+    """`hidden_dropout_prob`, `resid_pdrop`, `dropout_rate` …: any above 0."""
+    found = [v for name, v in config.items() if "drop" in name and isinstance(v, int | float)]
+    return any(value > 0 for value in found) if found else None
 
 
 def _is_decoder(config: dict[str, Any], architecture: str) -> bool:

@@ -16,6 +16,11 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
+def cache_folder() -> Path:
+    """Where what takes long to make is kept: `ALIGNKIT_CACHE`, or `~/.cache/alignkit`."""
+    return Path(os.environ.get("ALIGNKIT_CACHE") or Path.home() / ".cache" / "alignkit")
+
+
 def resolve(name: str, base: Path | str = ".") -> Path:
     """The model folder that a name stands for.
 

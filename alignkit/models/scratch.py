@@ -13,8 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from alignkit.errors import Mistake, UsageError, nearest
-from alignkit.models.gguf import cache_folder
-from alignkit.models.location import resolve
+from alignkit.models.location import cache_folder, resolve
 
 _TOKENIZER_FILES = (
     "tokenizer*",

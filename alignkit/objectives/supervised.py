@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from alignkit.components import Objective, Term
-from alignkit.errors import PluginError
+from alignkit.components import Objective, Term, component_name
+from alignkit.errors import Mistake, PluginError
 from alignkit.tasks.stock import choices_there
 
 if TYPE_CHECKING:
+    from alignkit.components import Task
+    from alignkit.plan import Setting
     from alignkit.step import TrainingStep
 
 
@@ -22,6 +25,12 @@ class Supervised(Objective):
     runs over the positions that are attended to, so that padding changes nothing; the stock one runs over all. So does
     that of a multiple-choice head, where rows differ in how many choices they have.
     """
+
+    def check(self, setting: Setting) -> Iterable[Mistake]:
+        """A task whose model has no loss of its own."""
+        if not setting.task.stock_loss:
+            found = f"task {setting.task.name} has no loss on labels"
+            yield Mistake("objective supervised", found, f"an objective for it, such as {_suggested(setting.task)}")
 
     def loss(self, step: TrainingStep, outputs: Any) -> Term:
         if getattr(outputs, "loss", None) is None:
@@ -44,3 +53,7 @@ class Supervised(Objective):
         log_probabilities, _ = step.log_probabilities(outputs)  # [B, 2, T]
         places = torch.stack([step.current["start_positions"], step.current["end_positions"]], 1)
         return -log_probabilities.gather(-1, places.unsqueeze(-1)).mean()
+
+
+def _suggested(task: Task) -> str:
+    return component_name(type(task.default_objective()))

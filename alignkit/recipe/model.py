@@ -28,6 +28,8 @@ from alignkit.components import (
     Averager,
     Component,
     Constraint,
+    Control,
+    Evaluator,
     Filter,
     Fusion,
     Objective,
@@ -84,6 +86,8 @@ class Evaluation(BaseModel):
     constraints or updaters, or a component that takes no part in training."""
     attacks: list[InstanceOf[Attack]] = []
     """Attacks on the test split (the validation split where there is no test): what breaks, before and after."""
+    evaluators: list[InstanceOf[Evaluator]] = []
+    """What the task's own metrics do not say, before and after: refusals, calibration, bias …"""
     replicates: PositiveInt = 10_000
     """Resamples of a bootstrap interval."""
 
@@ -96,6 +100,11 @@ class Evaluation(BaseModel):
     @classmethod
     def _attacks(cls, value: Any, info: ValidationInfo) -> Any:
         return every("attack", value, _making(info), {})
+
+    @field_validator("evaluators", mode="before")
+    @classmethod
+    def _evaluators(cls, value: Any, info: ValidationInfo) -> Any:
+        return every("evaluator", value, _making(info), {})
 
     @field_validator("gaps", mode="before")
     @classmethod
@@ -127,8 +136,8 @@ class Recipe(BaseModel):
     """A hub id, a model's folder, a run's folder, a .gguf file, or, from scratch, a config and a tokenizer."""
     task: InstanceOf[Task]
     """What the model is for."""
-    objective: InstanceOf[Objective] = Field(default="alignkit/supervised", validate_default=True)
-    """What is minimised."""
+    objective: InstanceOf[Objective] = Field(default=None, validate_default=True)
+    """What is minimised; by default what the task says, mostly `supervised`."""
     data: Data
     """Where the splits come from."""
     filters: list[InstanceOf[Filter]] = []
@@ -145,6 +154,8 @@ class Recipe(BaseModel):
     """One model of several, after training."""
     updater: InstanceOf[Updater] | None = None
     """Learning on without forgetting."""
+    controls: list[InstanceOf[Control]] = []
+    """What controls the finished model's answers when it is asked; training and evaluation do without."""
     evaluation: Evaluation = Evaluation()
     """What is measured beside the clean splits."""
     peft: Any = None  # Any: its class is imported when a recipe has one
@@ -155,6 +166,9 @@ class Recipe(BaseModel):
     """The head that the task puts on the model: its `dropout`, or any field of the model's config."""
     reference: str | None = None
     """The model whose outputs constraints compare with; by default the model as it was before training."""
+    cache_hidden_states: bool = False
+    """Keep the reference's hidden states on disk, in half precision, so that constraints on a language model's whole
+    distributions ask it once per row and not at every step: two bytes per scored token and dimension."""
     early_stopping: EarlyStopping | None = None
     """Stop when the validation split no longer gets better."""
     training: dict[str, Any] = {}
@@ -244,6 +258,8 @@ class Recipe(BaseModel):
     @field_validator("task", "objective", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.field_name == "objective":
+            value = info.data["task"].default_objective() if "task" in info.data else "alignkit/supervised"
         made = make(str(info.field_name), value, _making(info))
         if info.field_name == "task":
             _making(info).valid["task"] = made
@@ -253,6 +269,11 @@ class Recipe(BaseModel):
     @classmethod
     def _several(cls, value: Any, info: ValidationInfo) -> Any:
         return every(COMPONENTS[str(info.field_name)], value, _making(info), _making(info).names)
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _controls(cls, value: Any, info: ValidationInfo) -> Any:
+        return every("control", value, _making(info), {})
 
     @field_validator("adversary", "averaging", "fusion", "updater", mode="before")
     @classmethod

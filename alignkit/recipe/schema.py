@@ -22,7 +22,7 @@ _ONE = {
     "fusion": "fusion",
     "updater": "updater",
 }
-_SEVERAL = {"filters": "filter", "augmenters": "augmenter", "constraints": "constraint"}
+_SEVERAL = {"filters": "filter", "augmenters": "augmenter", "constraints": "constraint", "controls": "control"}
 
 
 def schema(recipe: type[BaseModel]) -> dict[str, Any]:
@@ -144,6 +144,7 @@ def _evaluation() -> dict[str, Any]:
         "under": {"type": "array", "items": _reference("augmenter")},
         "gaps": {"type": "array", "items": views},
         "attacks": {"type": "array", "items": _reference("attack")},
+        "evaluators": {"type": "array", "items": _reference("evaluator")},
         "replicates": {"type": "integer", "exclusiveMinimum": 0},
     }
     properties = {name: {**described[name], **shape} for name, shape in shapes.items()}

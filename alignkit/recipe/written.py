@@ -40,7 +40,7 @@ def resolved(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:
 
     own = recipe.components()
     gaps = [component.name if component in own else written(component) for component in recipe.evaluation.gaps]
-    others = {name: written(getattr(recipe.evaluation, name)) for name in ("under", "attacks")}
+    others = {name: written(getattr(recipe.evaluation, name)) for name in ("under", "attacks", "evaluators")}
     sections = {
         "training": training.merged(recipe.training, bool(recipe.data.validation)),
         "evaluation": {**others, "gaps": gaps, "replicates": recipe.evaluation.replicates},
@@ -67,8 +67,9 @@ def versions(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:
     """Versions of alignkit, python, torch, transformers and of the distributions whose components are used."""
     from alignkit import __version__
 
-    measuring = [*recipe.evaluation.under, *recipe.evaluation.gaps, *recipe.evaluation.attacks]
-    made = [recipe.task, recipe.objective, *recipe.components(), *measuring]
+    measuring = recipe.evaluation
+    asked = [*measuring.under, *measuring.gaps, *measuring.attacks, *measuring.evaluators]
+    made = [recipe.task, recipe.objective, *recipe.components(), *recipe.controls, *asked]
     entries = [catalogue.entry_of(type(component)) for component in made]
     plugins = {e.distribution: e.version for e in entries if e is not None and e.version}
     plugins.pop("alignkit", None)

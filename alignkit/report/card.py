@@ -53,6 +53,7 @@ def card(facts: RunFacts, folder: Path) -> str:
         _training_data(facts),
         "## Limits",
         _limits(facts),
+        *_notes(facts),
         "## Licence",
         f"{_code(facts.licence)}." if facts.licence else "Unknown: those of the base model and of the data apply.",
         "## Do it again",
@@ -80,9 +81,10 @@ def metadata(facts: RunFacts, folder: Path) -> dict[str, Any]:
             for metric, side in metrics.items()
             if side.get("value") is not None
         ]
-        data = facts.sources.get(split.partition(" under ")[0]) or [split]
+        data = facts.sources.get(re.split(" (?:under|against|by) ", split)[0])
         if measured:
-            dataset = {"type": Path(data[0]).stem, "name": f"{Path(data[0]).name} ({split})", "split": split}
+            name = f"{Path(data[0]).name} ({split})" if data else split
+            dataset = {"type": Path(data[0]).stem if data else split, "name": name, "split": split}
             results.append({"task": {"type": hub_task, "name": facts.task}, "dataset": dataset, "metrics": measured})
     if results:
         found["model-index"] = [{"name": folder.name, "results": results}]
@@ -101,8 +103,10 @@ def _public(path: str) -> str:
 
 
 def _aligned_with(facts: RunFacts) -> str:
-    names = [_code(row["component"]) for row in facts.plan if row.get("kind") != "objective"]
-    return f"its components were {', '.join(names)}" if names else "no alignment component was in use"
+    names = [_code(row["component"]) for row in facts.plan if row.get("kind") not in ("objective", "control")]
+    controls = [_code(row["component"]) for row in facts.plan if row.get("kind") == "control"]
+    used = f"its components were {', '.join(names)}" if names else "no alignment component was in use"
+    return f"{used}; when alignkit asks it, it is under {', '.join(controls)}" if controls else used
 
 
 def _results(facts: RunFacts) -> str:
@@ -138,15 +142,31 @@ def _limits(facts: RunFacts) -> str:
         limits.append(f"Worse than before: {', '.join(worse)}.")
     if not facts.paired:
         limits.append("There is no measurement of the model before the run to compare with.")
-    if not any(split.startswith("test") for split in facts.metrics.get("after") or {}):
+    splits = facts.metrics.get("after") or {}
+    if "validation" in splits and not any(split.startswith("test") for split in splits):
         limits.append("There was no test split: checkpoints may have been chosen on the rows that are reported.")
-    return "\n".join(f"- {text}" for text in [*limits, *map(_cell, facts.warnings)])
+    return "\n".join(f"- {text}" for text in limits)
+
+
+def _notes(facts: RunFacts) -> list[str]:
+    """What the plan says of the components, and the run of what came of them."""
+    return ["## Notes", "\n".join(f"- {_prose(text)}" for text in facts.warnings)] if facts.warnings else []
 
 
 def _cell(value: Any) -> str:
     """Text for a Markdown table or paragraph: on one line, with nothing that Markdown or HTML would act on."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _escaped(" ".join(str(value).split()))
+
+
+def _escaped(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
+
+
+def _prose(text: str) -> str:
+    """Text with `code` in it: that as code, the rest as `_cell` has it."""
+    parts = re.split(r"`([^`]+)`", " ".join(text.split()))
+    return "".join(_code(part) if i % 2 else _escaped(part) for i, part in enumerate(parts))
 
 
 def _code(value: Any) -> str:

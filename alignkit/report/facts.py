@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +54,10 @@ class RunFacts:
     """Measured time of a step: `plain`, and with `all` components."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """`TrainerState.log_history`."""
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    """Component -> what its weight holds its penalty at."""
+    normalised: bool = False
+    """The training loss is divided by 1 + the weights of budgets."""
     audit: list[dict[str, Any]] = field(default_factory=list)
     """The lines of `audit.jsonl`."""
     sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -65,7 +69,10 @@ class RunFacts:
     """Package -> version; by default what the recipe records."""
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """The lines of `attacks.jsonl`."""
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    """The lines of `evaluations.jsonl`."""
     warnings: list[str] = field(default_factory=list)
+    """The plan's notes, and what was found out since."""
     fresh_head: bool = False
     """The model's head for this task was new, so there is no before."""
     licence: str = ""
@@ -125,6 +132,19 @@ class RunFacts:
                     shown.append(line)
         return found
 
+    def looked_at(self, examples: int = 4) -> dict[str, list[list[tuple[str, str]]]]:
+        """By evaluator some rows that it saw, at even distances, before and after: what to read, by name."""
+        found: dict[str, list[list[tuple[str, str]]]] = {}
+        by_row: dict[str, dict[tuple[Any, ...], dict[str, dict[str, Any]]]] = {}
+        for line in self.seen:
+            place = (line["split"], line["source"], line["row"], line.get("of"))
+            by_row.setdefault(line["measured"], {}).setdefault(place, {})[line["model"]] = line
+        for measured, rows in by_row.items():
+            sides = list(rows.values())
+            chosen = [sides[i * len(sides) // examples] for i in range(examples)] if len(sides) > examples else sides
+            found[measured] = [list(_of_both(one)) for one in chosen]
+        return found
+
     def dropped(self, examples: int = 3) -> list[Dropped]:
         """What the filters did, by rule, most frequent first, with the first few examples of each."""
         keys = [
@@ -136,6 +156,29 @@ class RunFacts:
             if len(shown[key]) < examples:
                 shown[key].append(line)
         return [Dropped(*key, count, shown[key]) for key, count in Counter(keys).most_common()]
+
+
+_PLACES = ("model", "measured", "split", "source", "row", "line")
+
+
+def noted(line: Mapping[str, Any], longest: int = 600) -> Iterator[tuple[str, str]]:
+    """What an evaluator noted of a row, for people: yes and no, short numbers, the beginnings of long texts."""
+    for name, value in line.items():
+        if name not in _PLACES:
+            said = ("yes" if value else "no") if isinstance(value, bool) else value
+            text = f"{said:.4g}" if isinstance(said, float) else "–" if said in (None, "") else str(said)
+            yield name.replace("_", " "), text if len(text) <= longest else f"{text[:longest]} …"
+
+
+def _of_both(sides: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What an evaluator noted of a row: once where it is the same of both models, otherwise of each."""
+    found = {side: dict(noted(line)) for side, line in sides.items()}
+    for name in dict.fromkeys(name for said in found.values() for name in said):
+        values = {side: said.get(name, "–") for side, said in found.items()}
+        if len(set(values.values())) == 1:
+            yield name, next(iter(values.values()))
+        else:
+            yield from ((f"{name}, {side}", values[side]) for side in ("before", "after"))
 
 
 def _path(source: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.evaluation.robustness import brief, sides
 from alignkit.report.facts import RunFacts
 from alignkit.report.plots import curves_plot, intervals_plot, radius_plot
+from alignkit.report.weights_plot import weights_plot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,9 @@ def render(facts: RunFacts) -> str:
         intervals=Markup(intervals_plot(headline)),
         radii=Markup(radius_plot(facts.metrics, facts.metric)),
         broken=facts.broken(),
+        looked_at=facts.looked_at(),
         curves=Markup(curves_plot(facts.history, facts.metric)),
+        weights=Markup(weights_plot(facts.history, facts.bounds)),
         costs=[row for row in facts.plan if row.get("phase") == "every step" or row.get("milliseconds") is not None],
         widest=max((abs(row.get("milliseconds") or 0.0) for row in facts.plan), default=0.0),
         recipe=recipe_text(facts.recipe),

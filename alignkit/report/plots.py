@@ -38,7 +38,7 @@ STYLE = {
     "axes.titleweight": "bold",
 }
 BOOKKEEPING = re.compile(
-    r"^(epoch|step|loss|objective|learning_rate|grad_norm|total_flos|train_.*|eval_.*|weighted/.*)$"
+    r"^(epoch|step|loss|objective|learning_rate|grad_norm|total_flos|train_.*|eval_.*|weight(ed)?/.*)$"
 )
 """Logged numbers that do not get a curve of their own."""
 MAXIMUM_CURVES = 12
@@ -58,7 +58,7 @@ def intervals_plot(lines: Sequence[Line]) -> str:
     if not metrics:
         return ""
     rows = [len(panel) for panel in metrics.values()]
-    with _figure(9.6, 0.5 + sum(0.36 * n + 0.75 for n in rows)) as (figure, svg):
+    with drawing(9.6, 0.5 + sum(0.36 * n + 0.75 for n in rows)) as (figure, svg):
         grid = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 0.6 for n in rows]})
         for axes, (label, panel) in zip(grid[:, 0], metrics.items(), strict=True):
             _panel(axes, label, panel, side)
@@ -101,6 +101,8 @@ def _shade_better(axes: Axes, direction: int) -> None:
 def curves_plot(history: Sequence[dict[str, Any]], metric: str) -> str:
     """Losses, the validation metric and every penalty over the training steps, a panel each.
 
+    A penalty whose weight changes is left out: `weights_plot` shows the two together.
+
     Args:
         history: as `TrainerState.log_history`.
         metric: the main metric, logged as `eval_METRIC`.
@@ -115,11 +117,11 @@ def curves_plot(history: Sequence[dict[str, Any]], metric: str) -> str:
         **{
             _title(name): {"training": name, "validation": f"eval_{name}"}
             for name in dict.fromkeys(names)
-            if not BOOKKEEPING.match(name) and name != "weights"
+            if not BOOKKEEPING.match(name) and name != "weights" and name.replace("penalty/", "weight/") not in names
         },
     }
     curves = {
-        title: {label: curve for label, name in wanted.items() if (curve := _curve(history, name))}
+        title: {label: curve for label, name in wanted.items() if (curve := curve_of(history, name))}
         for title, wanted in panels.items()
     }
     curves = dict([(title, found) for title, found in curves.items() if found][:MAXIMUM_CURVES])
@@ -127,10 +129,10 @@ def curves_plot(history: Sequence[dict[str, Any]], metric: str) -> str:
         return ""
     columns = {1: 1, 2: 2, 4: 2}.get(len(curves), 3)
     rows = math.ceil(len(curves) / columns)
-    with _figure(9.6, 2.35 * rows) as (figure, svg):
+    with drawing(9.6, 2.35 * rows) as (figure, svg):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (title, found) in zip(grid, curves.items(), strict=False):
-            _draw_curves(axes, title, found, columns)
+            draw_curves(axes, title, found, columns)
         for axes in grid[len(curves) :]:
             axes.set_axis_off()
     return svg("Training curves")
@@ -156,7 +158,7 @@ def radius_plot(metrics: Mapping[str, Any], metric: str) -> str:
         return ""
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
-    with _figure(9.6, 2.7 * rows) as (figure, svg):
+    with drawing(9.6, 2.7 * rows) as (figure, svg):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (title, curves) in zip(grid, panels, strict=False):
             _draw_radii(axes, title, curves, both=len(curves) > 1)
@@ -218,7 +220,8 @@ def _title(name: str) -> str:
     return f"{component} {kind}" if component else name
 
 
-def _curve(history: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+def curve_of(history: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """What was logged of a number: (step, value)."""
     return [(e["step"], e[name]) for e in history if _is_number(e.get("step")) and _is_number(e.get(name))]
 
 
@@ -226,7 +229,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _draw_curves(axes: Axes, title: str, curves: dict[str, list[tuple[float, float]]], columns: int) -> None:
+def draw_curves(axes: Axes, title: str, curves: dict[str, list[tuple[float, float]]], columns: int) -> None:
+    """Curves over the steps in a panel of its own.
+
+    Args:
+        curves: `training`, `objective`, `validation`, or of one curve alone the empty name -> points.
+        columns: panels beside each other.
+    """
     looks = {"training": (BLUE, "-"), "objective": (GREY, "--"), "validation": (ORANGE, "-"), "": (ORANGE, "-")}
     for label, points in curves.items():
         colour, dashes = looks[label]
@@ -243,12 +252,13 @@ def _draw_curves(axes: Axes, title: str, curves: dict[str, list[tuple[float, flo
     axes.set_xlabel("step")
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.locator_params(nbins=5)
+    axes.locator_params(axis="y", nbins=5)
+    axes.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1)
     axes.ticklabel_format(useOffset=False)
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, Any]]:
+def drawing(width: float, height: float) -> Iterator[tuple[Figure, Any]]:
     """A figure to draw on, and a function that gives its SVG once the block is over."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -32,6 +32,7 @@ class CausalLm(PlainText):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_type: ClassVar[str] = "CAUSAL_LM"
     shifts_labels: ClassVar[bool] = True
+    generates: ClassVar[str] = "continuation"
 
     def take_model(self, config: Mapping[str, Any]) -> None:
         from alignkit.models.inspection import is_causal
@@ -65,6 +66,7 @@ class CausalLm(PlainText):
             options: of `model.generate`: `max_new_tokens`, `do_sample`, `temperature` …
         """
         from alignkit.evaluation.score import evaluating, to_device
+        from alignkit.generation import generate
 
         options = {"do_sample": False, "max_new_tokens": self.max_new_tokens, **options}
         for start in range(0, len(examples), batch_size):
@@ -72,8 +74,9 @@ class CausalLm(PlainText):
             rows = [self._ids(example, tokenizer)[-self.limit(tokenizer) :] for example in part]
             batch = pad([{"input_ids": ids} for ids in rows], tokenizer, side="left")
             with evaluating(model):
-                generated = model.generate(
-                    **to_device(batch, model),
+                generated = generate(
+                    model,
+                    to_device(batch, model),
                     pad_token_id=padding_id(tokenizer),
                     eos_token_id=tokenizer.eos_token_id,
                     **options,

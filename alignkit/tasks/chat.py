@@ -46,6 +46,7 @@ class Chat(Task):
     has_head: ClassVar[bool] = False
     shifts_labels: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json", ".csv", ".tsv")
+    generates: ClassVar[str] = "completion"
     metric: ClassVar[str] = "perplexity"
     greater_is_better: ClassVar[bool] = False
     samples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -61,11 +62,11 @@ class Chat(Task):
 
     def parse(self, fields: dict[str, Any], where: str) -> Example:
         if "messages" in fields and "prompt" not in fields:
-            mistakes = list(_wrong_messages(fields["messages"], where))
+            mistakes = list(wrong_messages(fields["messages"], where))
             inputs, targets = ["messages"], []
         else:
             inputs, targets = ["prompt"], ["completion"]
-            mistakes = [m for name in ("prompt", "completion") for m in _wrong_text(fields, name, where)]
+            mistakes = [m for name in ("prompt", "completion") for m in wrong_text(fields, name, where)]
         system = fields.get("system")
         if system is not None and not isinstance(system, str):
             mistakes.append(Mistake(where, f"'system' is {system!r}", "a string"))
@@ -144,7 +145,7 @@ class Chat(Task):
         fields = {"prompt": given} if isinstance(given, str) else dict(given)
         talk = "messages" in fields and "prompt" not in fields
         wrong = (
-            _wrong_messages(fields["messages"], "input", asks=True) if talk else _wrong_text(fields, "prompt", "input")
+            wrong_messages(fields["messages"], "input", asks=True) if talk else wrong_text(fields, "prompt", "input")
         )
         if mistakes := list(wrong):
             raise UsageError(*mistakes)
@@ -176,7 +177,7 @@ class Chat(Task):
 # -- rows --------------------------------------------------------------------------------------------------------
 
 
-def _wrong_text(fields: Mapping[str, Any], name: str, where: str) -> Iterator[Mistake]:
+def wrong_text(fields: Mapping[str, Any], name: str, where: str) -> Iterator[Mistake]:
     if name not in fields:
         yield Mistake(where, f"no {name!r}", "`prompt` and `completion`, or `messages`", unmapped(name, fields))
     elif not isinstance(fields[name], str):
@@ -185,7 +186,7 @@ def _wrong_text(fields: Mapping[str, Any], name: str, where: str) -> Iterator[Mi
         yield Mistake(where, f"{name!r} is blank", "text")
 
 
-def _wrong_messages(messages: Any, where: str, asks: bool = False) -> Iterator[Mistake]:
+def wrong_messages(messages: Any, where: str, asks: bool = False) -> Iterator[Mistake]:
     if not isinstance(messages, list) or not messages:
         yield Mistake(where, f"'messages' is {messages!r}", 'a list of {"role", "content"}')
         return

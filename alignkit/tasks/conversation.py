@@ -110,7 +110,7 @@ def completions(model: Any, tokenizer: Any, prompts: list[list[int]], **options:
     Args:
         prompts: ids, which are padded on the left. Where virtual tokens stand before the text, peft drops the
             positions that make up for padding, so that prompts of one length alone share a batch.
-        options: of `model.generate`.
+        options: of `model.generate`, and `control`, as `Task.predict` is given it.
     """
     from alignkit.evaluation.score import evaluating
 
@@ -128,9 +128,10 @@ def completions(model: Any, tokenizer: Any, prompts: list[list[int]], **options:
 
 def _completions(model: Any, tokenizer: Any, prompts: list[list[int]], options: dict[str, Any]) -> list[str]:
     from alignkit.evaluation.score import to_device
+    from alignkit.generation import generate
 
     batch = to_device(pad([{"input_ids": ids} for ids in prompts], tokenizer, side="left"), model)
-    generated = model.generate(**batch, pad_token_id=padding_id(tokenizer), **options)
+    generated = generate(model, batch, pad_token_id=padding_id(tokenizer), **options)
     ends = options["eos_token_id"] or ()
     found = []
     for row in generated[:, batch["input_ids"].shape[1] :].tolist():

@@ -68,6 +68,7 @@ class Generation(Task, abstract=True):
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     decodes_outputs: ClassVar[bool] = False
+    generates: ClassVar[str] = "target"
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
     peft_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     has_head: ClassVar[bool] = False
@@ -176,13 +177,14 @@ class Generation(Task, abstract=True):
 
     def _generated(self, model: Any, tokenizer: Any, prompts: list[list[int]], **options: Any) -> list[str]:
         from alignkit.evaluation.score import evaluating, to_device
+        from alignkit.generation import generate
 
         options = {"do_sample": False, "num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens} | options
         if self.shifts_labels:
             return completions(model, tokenizer, prompts, **options)
         batch = pad([{"input_ids": ids} for ids in prompts], tokenizer, side="right")
         with evaluating(model):
-            generated = model.generate(**to_device(batch, model), **options)
+            generated = generate(model, to_device(batch, model), **options)
         return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
     # -- scores ------------------------------------------------------------------------------------------------
@@ -216,9 +218,10 @@ class Generation(Task, abstract=True):
         """Generate a target for each source, by the task's own fields unless `options` say otherwise.
 
         Args:
-            options: of `model.generate`: `max_new_tokens`, `num_beams`, `do_sample`, `temperature`, `top_k`, `top_p`.
+            options: of `model.generate`: `max_new_tokens`, `num_beams`, `do_sample`, `temperature`, `top_k`, `top_p`;
+                and `control`.
         """
-        if unknown := [name for name in options if name not in OPTIONS]:
+        if unknown := [name for name in options if name not in (*OPTIONS, "control")]:
             found = "no option of this task"
             raise UsageError(*(Mistake(name, found, ", ".join(OPTIONS), nearest(name, OPTIONS)) for name in unknown))
         for start in range(0, len(examples), batch_size):

@@ -48,8 +48,9 @@ def attended(batch: Batch) -> Tensor:
 
 def padding_id(tokenizer: Any) -> int:
     """The id that pads: the tokenizer's own, or where it has none that of the end of a text."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(token) for token in known if token is not None)
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return int(tokenizer.eos_token_id or 0)
 
 
 def _padded(values: Sequence[int], length: int, fill: int, left: bool) -> Tensor:

@@ -60,6 +60,34 @@ def scored_log_probabilities(logits: Tensor, batch: Batch, shifts_labels: bool =
     return logits[labels != IGNORED].float().log_softmax(-1), "token"
 
 
+def head_logits(outputs: Any) -> Tensor:
+    """What a head says before it is normalised; a span head's two distributions as one prediction [B, 2, T]."""
+    spans = hasattr(outputs, "start_logits")
+    logits: Tensor = torch.stack([outputs.start_logits, outputs.end_logits], 1) if spans else outputs.logits
+    return logits
+
+
+def label_log_probabilities(outputs: Any, batch: Batch, shifts_labels: bool = False) -> Tensor:
+    """[N] in float32: the log-probability of each label that counts, in nats.
+
+    Args:
+        outputs: with `logits` [B, T, V].
+        batch: with `labels` [B, T], -100 where nothing is scored.
+        shifts_labels: the label at t is predicted at t - 1.
+    """
+    logits, labels = outputs.logits, batch["labels"]
+    if shifts_labels:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    scored = labels != IGNORED
+    return logits[scored].float().log_softmax(-1).gather(-1, labels[scored][:, None])[:, 0]
+
+
+def scored_hidden(hidden: Tensor, batch: Batch) -> Tensor:
+    """[N, D]: the hidden states [B, T, D] of a causal language model that predict the labels that count."""
+    found: Tensor = hidden[:, :-1][batch["labels"][:, 1:] != IGNORED]
+    return found
+
+
 def row_losses(outputs: Any, batch: Batch, shifts_labels: bool = False) -> Tensor:
     """[B] in float32: the mean negative log-likelihood of each row's labels, in nats; 0 where a row has none.
 
@@ -69,8 +97,7 @@ def row_losses(outputs: Any, batch: Batch, shifts_labels: bool = False) -> Tenso
         shifts_labels: the label at t is predicted at t - 1.
     """
     if "start_positions" in batch:
-        logits = torch.stack([outputs.start_logits, outputs.end_logits], 1)
-        log_p, _ = scored_log_probabilities(logits, batch)
+        log_p, _ = scored_log_probabilities(head_logits(outputs), batch)
         places = torch.stack([batch["start_positions"], batch["end_positions"]], 1)
         return -log_p.gather(-1, places[..., None]).mean((1, 2))
     logits, labels = outputs.logits, batch["labels"]

@@ -69,7 +69,7 @@ class AttackCases(ComponentCases):
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "asked" in metafunc.fixturenames:
-            asked = _tasks(self.tasks)
+            asked = tasks_of(self.tasks)
             metafunc.parametrize("asked", asked, ids=["-".join(filter(None, names)) for names in asked])
 
     @pytest.fixture
@@ -81,7 +81,7 @@ class AttackCases(ComponentCases):
 
     def test_it_serves_a_task_and_refuses_the_others_before_it_begins(self, component: Attack) -> None:
         component.name = "attack-under-test"
-        subjects = [random_subject(*asked) for asked in _tasks(self.tasks)]
+        subjects = [random_subject(*asked) for asked in tasks_of(self.tasks)]
         refused = [(s, mistakes) for s in subjects if (mistakes := list(refusals([component], s.task)))]
         assert len(refused) < len(subjects), "it refuses every task"
         for subject, mistakes in refused:
@@ -111,8 +111,13 @@ class AttackCases(ComponentCases):
     def test_the_model_is_as_before_when_something_breaks(self, component: Attack, subject: Subject) -> None:
         examples = self._tried(component, subject).examples
         for calls in (0, 2):
-            watched, expected = _watched(subject.model), contextlib.suppress(_Broken)
-            with watched as changed, expected, subject.victim() as victim, _breaking(subject.model, calls):
+            expected = contextlib.suppress(Broken)
+            with (
+                watched(subject.model) as changed,
+                expected,
+                subject.victim() as victim,
+                breaking(subject.model, calls),
+            ):
                 component.attempt(victim, examples)
             assert not changed
 
@@ -164,7 +169,7 @@ def _attempted(component: Attack, subject: Subject) -> Tried:
         assert examples, "nothing to attack: the tiny model has learnt none of the task's samples"
     ids: list[Tensor] = []
     embedding = victim._context.embedding
-    with _watched(subject.model) as changed:
+    with watched(subject.model) as changed:
         noted = embedding.register_forward_pre_hook(lambda _, inputs: ids.append(inputs[0].detach().clone()))
         with perturbations(embedding) as added, victim:
             made = dict(component.attempt(victim, examples))
@@ -176,7 +181,7 @@ def _attempted(component: Attack, subject: Subject) -> Tried:
 # -- subjects ----------------------------------------------------------------------------------------------------
 
 
-def _tasks(names: tuple[str, ...]) -> list[tuple[str, str]]:
+def tasks_of(names: tuple[str, ...]) -> list[tuple[str, str]]:
     """The host's tasks, with each kind of model that they take."""
     catalogue = default_catalogue()
     found = []
@@ -224,18 +229,18 @@ def trained_subject(name: str, auto_class: str) -> Subject:
 # -- what is looked at -------------------------------------------------------------------------------------------
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """What is raised in the middle of an attack."""
 
 
 @contextlib.contextmanager
-def _breaking(model: nn.Module, calls: int) -> Iterator[None]:
+def breaking(model: nn.Module, calls: int) -> Iterator[None]:
     """The model breaks after so many forward passes."""
     left = [calls]
 
     def count(*_: Any) -> None:
         if not left[0]:
-            raise _Broken
+            raise Broken
         left[0] -= 1
 
     handle = model.register_forward_pre_hook(count)
@@ -246,7 +251,7 @@ def _breaking(model: nn.Module, calls: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module) -> Iterator[list[str]]:
+def watched(model: nn.Module) -> Iterator[list[str]]:
     """What of the model and of the global random state is another thing at the end than at the beginning."""
     before, changed = _state(model), list[str]()
     yield changed

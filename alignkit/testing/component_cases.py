@@ -55,7 +55,7 @@ class ComponentCases:
         assert not cls.__doc__.startswith(f"{cls.__name__}("), "a dataclass's own docstring says nothing"
         undocumented = [name for name, field in cls.__pydantic_fields__.items() if not field.description]
         assert not undocumented, "write a string under each field"
-        assert cls.must_override or component.hook_points
+        assert cls.must_override or cls.may_override or component.hook_points
 
     def test_instances_compare_by_identity(self, component: Component) -> None:
         other = fresh(component)
@@ -111,6 +111,10 @@ class TrainingCases(ComponentCases):
     def arguments(self, component: Any) -> dict[str, Any]:
         """How the component enters `make_trainer`."""
         return {"components": [component]}
+
+    def plain(self, component: Any) -> dict[str, Any]:
+        """What `make_trainer` gets where the component is left out."""
+        return {}
 
     def trainer(self, component: Any, head: str, folder: Path, **options: Any) -> AlignTrainer:
         """A trainer with the component in it; skips where it refuses the head."""
@@ -173,7 +177,7 @@ class TrainingCases(ComponentCases):
 
     def test_the_global_random_state_is_left_alone(self, component: Any, tmp_path: Path) -> None:
         head, states = self.heads[0], []
-        for arguments in ({}, self.arguments(component)):
+        for arguments in (self.plain(component), self.arguments(component)):
             trainer = make_trainer(head, tmp_path, rows=self.rows(head, 8, component), **arguments)
             _seed()
             trainer.train()

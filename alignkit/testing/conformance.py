@@ -15,12 +15,23 @@ from __future__ import annotations
 
 import pytest
 
-for _module in ("component_cases", "step_cases", "data_cases", "weights_cases", "run_cases", "attack_cases"):
+for _module in (
+    "component_cases",
+    "step_cases",
+    "data_cases",
+    "weights_cases",
+    "run_cases",
+    "attack_cases",
+    "evaluator_cases",
+    "control_cases",
+):
     pytest.register_assert_rewrite(f"alignkit.testing.{_module}")  # a failing case then shows its values
 
 from alignkit.testing.attack_cases import AttackCases  # noqa: E402  # after the registration
 from alignkit.testing.component_cases import ComponentCases, TrainingCases  # noqa: E402
+from alignkit.testing.control_cases import ControlCases  # noqa: E402
 from alignkit.testing.data_cases import AugmenterCases, FilterCases  # noqa: E402
+from alignkit.testing.evaluator_cases import EvaluatorCases  # noqa: E402
 from alignkit.testing.run_cases import TaskCases, UpdaterCases  # noqa: E402
 from alignkit.testing.step_cases import AdversaryCases, ConstraintCases, ObjectiveCases, WeightCases  # noqa: E402
 from alignkit.testing.weights_cases import AveragerCases, FusionCases  # noqa: E402
@@ -39,6 +50,8 @@ CASES: dict[str, type[ComponentCases]] = {
         ObjectiveCases,
         WeightCases,
         AttackCases,
+        EvaluatorCases,
+        ControlCases,
     )
 }
 """The cases of each kind."""
@@ -51,6 +64,8 @@ __all__ = [
     "AveragerCases",
     "ComponentCases",
     "ConstraintCases",
+    "ControlCases",
+    "EvaluatorCases",
     "FilterCases",
     "FusionCases",
     "ObjectiveCases",

@@ -237,7 +237,7 @@ class TaskCases(ComponentCases):
         batch = StepCollator(lambda part: component.collate(part, tokenizer), component.columns)(rows)
         inputs = {name: value for name, value in batch.items() if name != "columns"}
         with torch.inference_mode():
-            return component.infer(model, tokenizer, batch, model(**inputs))
+            return component.infer(model, tokenizer, batch, component.forward(model, inputs))
 
 
 def _encoded(task: Task, examples: list[Example], tokenizer: Any) -> tuple[list[Example], list[dict[str, Any]]]:

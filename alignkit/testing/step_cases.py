@@ -15,7 +15,7 @@ from alignkit.components import Component, Constraint, Term, Weight
 from alignkit.step import TrainingStep
 from alignkit.testing.component_cases import TrainingCases
 from alignkit.testing.models import Row
-from alignkit.testing.training import fresh, make_rows, same
+from alignkit.testing.training import fresh, make_rows, same, task_rows
 
 
 class PenaltyCases(TrainingCases):
@@ -152,15 +152,25 @@ def perturbations(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class ObjectiveCases(TrainingCases):
-    """Of an objective: it is what a model is trained on."""
+    """Of an objective: it is what a model is trained on.
+
+    One that serves certain tasks is tried on the first of them; name in `heads` the tiny models that the task takes.
+    """
 
     kind: ClassVar[str] = "objective"
 
     def arguments(self, component: Any) -> dict[str, Any]:
-        return {"objective": component}
+        return {"objective": component, **self.plain(component)}
+
+    def plain(self, component: Any) -> dict[str, Any]:
+        from alignkit.catalogue import default_catalogue
+
+        named: tuple[str, ...] = component.tasks
+        return {"task": default_catalogue().load_class(default_catalogue().find("task", named[0]))()} if named else {}
 
     def rows(self, head: str, number: int, component: Component) -> list[Row]:
-        return make_rows(head, number)
+        task = self.plain(component).get("task")
+        return make_rows(head, number) if task is None else task_rows(task, head, number)
 
 
 class Nearness(Constraint):

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.components import Component
-from alignkit.testing.models import VOCABULARY, Row, collate, examples, tiny
+from alignkit.testing.models import VOCABULARY, Row, collate, examples, tiny, tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alignkit.components import Task
     from alignkit.models import Peft
     from alignkit.tasks.stock import StockTask
     from alignkit.trainer import AlignTrainer
@@ -43,6 +44,7 @@ def make_trainer(
     peft: Peft | None = None,
     dropout: float = 0.0,
     objective: Any = None,
+    task: Task | None = None,
     eval_rows: Sequence[Row] | None = None,
     callbacks: Sequence[Any] = (),
     **arguments: Any,
@@ -56,6 +58,7 @@ def make_trainer(
         rows: by default eight random ones, with the components' views.
         peft: an adapter instead of full fine-tuning.
         dropout: of the model; with it, seed the global generators before you train.
+        task: what the model is trained for, in the place of the head's plain labels; give its `task_rows` as `rows`.
         arguments: any of transformers.TrainingArguments; by default two steps of four rows on the CPU.
 
     Where a component needs a reference, it is another random model under full fine-tuning and the model without its
@@ -66,7 +69,8 @@ def make_trainer(
     from alignkit.models.adapters import adapted
     from alignkit.trainer import AlignTrainer
 
-    task = stock_task(head)
+    own = task
+    task = stock_task(head) if own is None else own
     model, tokenizer, _ = tiny(head, dropout=dropout)
     if peft is not None:
         import torch
@@ -77,14 +81,14 @@ def make_trainer(
     asks = any(c.reference for c in (*components, *([objective] if objective else [])))
     settings: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "seed": 3}
     settings |= {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True, "logging_steps": 1}
-    settings |= {"train_sampling_strategy": "sequential", **arguments}
+    settings |= {"train_sampling_strategy": "sequential", "remove_unused_columns": own is None, **arguments}
     trainer = AlignTrainer(
         model=model,
         args=TrainingArguments(output_dir=str(folder), **settings),
         train_dataset=list(make_rows(head, 8, components) if rows is None else rows),
         eval_dataset=None if eval_rows is None else list(eval_rows),
         processing_class=tokenizer,
-        data_collator=lambda part: collate(head, part),
+        data_collator=lambda part: collate(head, part) if own is None else own.collate(part, tokenizer),
         components=list(components),
         task=task,
         objective=objective,
@@ -140,6 +144,15 @@ def make_rows(head: str, number: int, components: Sequence[Component] = (), seed
         views = composition.views(Example({"tokens": words}, inputs=("tokens",), row=i))
         row["views"] = {name: _viewed(row, view["tokens"]) for name, view in views.items()} or None
     return rows
+
+
+def task_rows(task: Task, head: str, number: int) -> list[Row]:
+    """The task's samples in turn, encoded for a tiny model, with their `index`."""
+    from alignkit.data.features import windows
+
+    tokens = tokenizer(head)
+    found = [row for given in task.samples for row in windows(task.encode(task.parse(dict(given), ""), tokens))]
+    return [{**found[i % len(found)], "index": i} for i in range(number)]
 
 
 def stock_task(head: str) -> StockTask:

@@ -30,6 +30,7 @@ FILES = {
     "terms.txt": "rome\n",
     "pairs.tsv": "source\ttarget\nWhere is Ada?\tAda is where?\nBob lives in Paris.\tIn Paris lives Bob.\n",
     "summaries.jsonl": '{"source": "Ada went to Rome. She saw a film.", "target": ["Ada saw a film.", "A film."]}\n',
+    "pairs.jsonl": '{"prompt": "Where is Ada?", "chosen": "She is in Rome.", "rejected": "Who cares?"}\n',
     "talks.jsonl": '{"utterances": ["Where is Ada?", "In Rome.", "And Bob?", "He lives in Paris."]}\n',
     "text.txt": "Ada went to Rome.\nBob lives in Paris.\n\nThe film was good.\n",
     "choices.jsonl": '{"question": "Where is Bob?", "choices": ["In Rome.", "In Paris."], "label": 1}\n',

@@ -281,7 +281,7 @@ def prelude() -> dict[str, Any]:
 
 def method() -> str:
     """The method that writing-a-plugin.md makes, as a local file."""
-    return next(b.code for b in blocks("python") if b.file.endswith("confidence/confidence.py"))
+    return next(b.code for b in blocks("python") if b.file.endswith("hesitation/hesitation.py"))
 
 
 @pytest.fixture
@@ -291,10 +291,10 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if block.file:
             (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.code, "utf-8")
-    (tmp_path / "src" / "alignkit_confidence" / "__init__.py").touch()
+    (tmp_path / "src" / "alignkit_hesitation" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path / "src"))
     yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "alignkit_confidence"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "alignkit_hesitation"]:
         del sys.modules[name]
 
 
@@ -302,11 +302,11 @@ def test_the_plugin_that_is_written_declares_itself_without_torch(written: Path)
     points = tomllib.loads((written / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"]["alignkit"]
     code = (
         f"import sys; sys.path.insert(0, {str(written / 'src')!r});"
-        f"from {points['confidence']} import alignkit_components; [r] = alignkit_components();"
+        f"from {points['hesitation']} import alignkit_components; [r] = alignkit_components();"
         "print(r.target, sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said == "alignkit_confidence.confidence:Confidence []\n"
+    assert said == "alignkit_hesitation.hesitation:Hesitation []\n"
 
 
 def test_the_plugin_that_is_written_passes_its_tests(written: Path) -> None:

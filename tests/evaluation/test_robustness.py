@@ -13,7 +13,7 @@ from alignkit.components import Attack, Attempt
 from alignkit.data import Example
 from alignkit.errors import PluginError, UsageError
 from alignkit.evaluation import robustness
-from alignkit.evaluation.compare import compare, evaluate
+from alignkit.evaluation.compare import SplitMeasured, compare, evaluate, metrics_under_attack
 from alignkit.evaluation.robustness import attack_metrics, attacked, brief, refusals, said, sides, spread
 from alignkit.evaluation.score import predictions
 from alignkit.evaluation.table import lines
@@ -230,9 +230,7 @@ def test_before_and_after_are_paired_though_each_was_attacked_in_its_own_way(tag
         return type("M", (), {"splits": {"test against scripted": found_split(found)}})()
 
     def found_split(found):
-        from alignkit.evaluation.compare import SplitMeasured
-
-        return SplitMeasured(found.names, found.matrix)
+        return SplitMeasured(found.names, found.matrix, formula=metrics_under_attack(task))
 
     other = examples[0].replace(tokens=["ada", "saw", "rmoe"])
     before = measured(

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from alignkit_adversaries import GCGAttack, PGDAttack
+from alignkit_preference import Preference
 
 from alignkit import models
 from alignkit.components import Attempt
@@ -13,6 +15,7 @@ from alignkit.data import Example
 from alignkit.evaluation.victim import Victim
 from alignkit.tasks.extractive_qa import ExtractiveQa
 from alignkit.tasks.ner import Ner
+from alignkit.testing.models import tiny
 from alignkit.testing.run_cases import base_model
 
 
@@ -146,3 +149,23 @@ def test_gradients_can_be_taken_of_a_victims_batches(ner):
     assert all(parameter.grad is None for parameter in victim.model.parameters())
     assert victim.embeddings.shape == (len(victim.tokenizer), 32)
     assert victim.tokenizer.pad_token_id in victim.special_ids
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_attacks_need_no_reference(shared):
+    model, tokens, _ = tiny("llama-causal-lm")
+    task = Preference(shared_prompt=shared)
+    task.name = "preference"
+    rows = [task.parse(dict(row), "row") for row in task.samples]
+    with Victim(task, model, tokens, batch_size=3) as victim:
+        (batch,) = victim.batches(rows[:3])
+        expected = torch.tensor(victim.losses(rows)[:3])
+        loss = batch.step.loss()
+        torch.testing.assert_close(loss.detach(), expected.mean(), rtol=1e-5, atol=1e-6)
+        attempts = PGDAttack(radii=(0.1, 2.0), steps=4).attempt(victim, rows)
+        plain = victim.predict(rows)
+    assert all(attempt.prediction["chosen"] != p["chosen"] for attempt, p in zip(attempts["2"], plain, strict=True))
+    margins = [[p["chosen"] - p["rejected"] for p in found] for found in (plain, [a.prediction for a in attempts["2"]])]
+    assert sum(margins[1]) < sum(margins[0])
+    assert "rows of task preference are not one prompt and its completion" in str(*GCGAttack().check_task(task))
+    assert list(PGDAttack(target="completion").check_task(task))

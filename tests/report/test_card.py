@@ -80,6 +80,14 @@ def test_names_that_mean_something_to_markdown_are_quoted(facts, tmp_path):
     assert front(tmp_path / "README.md")["model-index"][0]["results"][0]["dataset"]["split"] == evil
 
 
+def test_notes_are_no_limits_and_keep_their_code(facts, tmp_path):
+    facts.warnings = ["an *odd* note: see `alignkit predict` and `head: {a_b: 0.1}`"]
+    text = write_card(tmp_path, facts).read_text(encoding="utf-8")
+    limits, notes = text.partition("## Limits")[2].split("## Licence")[0].split("## Notes")
+    assert "odd" not in limits
+    assert notes.strip() == "- an \\*odd\\* note: see `alignkit predict` and `head: {a_b: 0.1}`"
+
+
 def test_a_run_without_anything_has_a_card(tmp_path):
     path = write_card(tmp_path, RunFacts(recipe={}, task="ner"))
     assert "model-index" not in front(path)

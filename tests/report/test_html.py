@@ -298,3 +298,17 @@ def test_nothing_logged_no_plot():
 def test_durations_and_sizes_in_words():
     assert [duration(s) for s in (4.2, 59.6, 200, 7500)] == ["4 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]
     assert [size(n) for n in (300 * 2**20, 3.5 * 2**30)] == ["300 MiB", "3.5 GiB"]
+
+
+def test_a_training_loss_that_is_divided_is_said_to_be(facts):
+    said = "is divided by 1 + the weights of the budgets"
+    assert said not in render(facts)
+    facts.normalised = True
+    assert said in render(facts)
+
+
+def test_steps_are_whole_numbers():
+    history = [{"loss": 1.0 / step, "step": step} for step in (1, 2, 3)]
+    ticks = re.findall(r">([\d.]+)</text>", curves_plot(history, "f1"))
+    assert {"1", "2", "3"} <= set(ticks)
+    assert not {"1.5", "2.5", "1.50", "2.50"} & set(ticks)

@@ -39,11 +39,10 @@ def test_a_span_head_s_loss_is_the_stock_one_without_padding():
     batch = collate(head, rows)
     outputs = model(**batch)
     step = SimpleNamespace(
-        counts={"example": 4}, current=batch,
-        log_probabilities=lambda outputs: StockTask().log_probabilities(
-            torch.stack([outputs.start_logits, outputs.end_logits], 1), batch
-        ),
-    )  # fmt: skip
+        counts={"example": 4},
+        current=batch,
+        log_probabilities=lambda outputs: StockTask().log_probabilities(outputs, batch),
+    )
     term = Supervised().loss(step, outputs)
     assert term.mean.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
     assert outputs.loss.item() != pytest.approx(term.mean.item(), rel=1e-3)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from alignkit_adversaries.divergence import symmetric_kl
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn.functional import kl_div
 
-from alignkit.divergence import kl
+from alignkit.divergence import kl, symmetric_kl
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:

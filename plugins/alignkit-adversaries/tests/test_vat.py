@@ -177,11 +177,11 @@ def test_it_is_measured_in_evaluation_too(make_step):
 def test_its_weight_may_be_a_budget(tmp_path):
     recipe = Recipe(
         model="bert", task="ner", data={"train": "rows.jsonl"},
-        adversary={"use": "vat", "weight": {"use": "budget", "limit": 0.0, "rate": 1.0}}, output="run",
+        adversary={"use": "vat", "weight": {"use": "budget", "limit": 1e-6, "initial": 1.0}}, output="run",
     )  # fmt: skip
     trainer = make_trainer("bert-token-classification", tmp_path, [recipe.adversary])
     trainer.train()
-    assert recipe.adversary.weight.value() > 1.0
+    assert recipe.adversary.weight.value() > 10.0
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     shares = [entry["weighted/vat"] / entry["penalty/vat"] for entry in logged]
     assert shares[0] == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Swap lists on text, and the penalty on tiny models against closed forms."""
+"""The penalty on tiny models against closed forms; lists and swapped text are in test_swaps.py."""
 
 from __future__ import annotations
 
@@ -6,143 +6,9 @@ import pytest
 import torch
 from alignkit_constraints import Counterfactual
 from alignkit_constraints.counterfactual import prediction_gap
-from alignkit_constraints.swaps import read_pairs, swapper
-from pydantic import ValidationError
 from torch.distributions import Categorical, kl_divergence
 
-from alignkit.data import Example
-from alignkit.errors import UsageError
 from alignkit.testing.models import collate, examples, tiny
-
-
-def view(constraint: Counterfactual, **fields):
-    return constraint.views(Example(fields, inputs=tuple(fields))).get("counterfactual")
-
-
-# -- text --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("He won.", "She won."),
-        ("SHE said he's late", "HE said she's late"),
-        ("The theme of her speech", "The theme of his speech"),
-        ("his book, him and himself", "her book, her and herself"),
-        ("John's mother met Mary", "Patricia's father met James"),
-        ("JOHN and john", "PATRICIA and john"),
-        ("Mr. Smith and Ma'am", "Ms. Smith and Sir"),
-        ("José came", "Rosa came"),
-        ("the(he) or_he", "the(she) or_she"),
-    ],
-)
-def test_english(text, expected):
-    assert view(Counterfactual(), text=text)["text"] == expected
-
-
-@pytest.mark.parametrize("text", ["Nothing here.", "the theme", "will mark grace the art", ""])
-def test_no_view_where_there_is_nothing_to_swap(text):
-    assert Counterfactual().views(Example({"text": text}, inputs=("text",))) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("他是其他人的父亲。", "她是其他人的母亲。"),
-        ("她们和王先生", "他们和王女士"),
-        ("张伟喜欢弹吉他", "王芳喜欢弹吉他"),
-        ("女儿的丈夫", "儿子的妻子"),
-    ],
-)
-def test_chinese(text, expected):
-    assert view(Counterfactual(language="zh"), text=text)["text"] == expected
-
-
-def test_word_lists_keep_their_words():
-    swapped = view(Counterfactual(), tokens=["Her", "son", "'s", "U.S.", "Mary"])
-    assert swapped["tokens"] == ["His", "daughter", "'s", "U.S.", "James"]
-
-
-def test_chinese_words_made_of_several_tokens_are_found():
-    swapped = view(Counterfactual(language="zh"), tokens=list("王先生和其他人问他"))
-    assert swapped["tokens"] == list("王女士和其他人问她")
-
-
-def test_targets_and_what_the_assistant_said_stay():
-    messages = [{"role": "user", "content": "Is he well?"}, {"role": "assistant", "content": "He is."}]
-    example = Example({"messages": messages, "completion": "He is."}, inputs=("messages",), targets=("completion",))
-    swapped = Counterfactual().views(example)["counterfactual"]
-    assert [m["content"] for m in swapped["messages"]] == ["Is she well?", "He is."]
-    assert swapped["completion"] == "He is."
-    assert example["messages"][0]["content"] == "Is he well?"
-
-
-def test_the_view_bears_the_components_name():
-    constraint = Counterfactual(lists=["names"])
-    constraint.name = "names-only"
-    assert set(constraint.views(Example({"text": "Mary and he"}, inputs=("text",)))) == {"names-only"}
-
-
-@pytest.mark.parametrize(("name", "language"), [(n, lang) for n in ("gender", "names") for lang in ("en", "zh")])
-def test_shipped_lists_are_well_formed(name, language):
-    pairs, mistakes = read_pairs(name, language)
-    assert not mistakes
-    assert len(pairs) > 30
-    assert len(set(pairs)) == len(pairs)
-    if language == "zh":
-        assert all(len(left) == len(right) for left, right in pairs)
-    else:
-        assert all(left != right for left, right in pairs)
-    if name == "names":
-        assert len({word for pair in pairs for word in pair}) == 2 * len(pairs)
-
-
-def test_swapping_names_twice_gives_the_text_back():
-    swap = swapper(read_pairs("names", "en")[0])
-    text = "John met Mary and OMAR in Paris"
-    assert swap(text) != text
-    assert swap(swap(text)) == text
-
-
-def test_longer_entries_win_and_identical_pairs_protect():
-    swap = swapper([("old man", "old woman"), ("man", "woman"), ("Isle of Man", "Isle of Man")])
-    assert swap("An old man and a man on the Isle of Man") == "An old woman and a woman on the Isle of Man"
-
-
-# -- lists of one's own ------------------------------------------------------------------------------------------
-
-
-def test_a_file_of_ones_own(tmp_path):
-    path = tmp_path / "faith.tsv"
-    path.write_text("# comment\nmosque\tchurch\n\nMuslim\tChristian\n", encoding="utf-8")
-    constraint = Counterfactual(lists=[str(path), "gender"])
-    assert view(constraint, text="The Muslim left his mosque")["text"] == "The Christian left her church"
-
-
-def test_every_mistake_of_the_lists_at_once(tmp_path):
-    bad, latin = tmp_path / "bad.tsv", tmp_path / "latin.tsv"
-    bad.write_text("a\tb\nonly one\na\tb\tc\nx\t\n", encoding="utf-8")
-    latin.write_bytes(b"caf\xe9\tbar\n")
-    constraint = Counterfactual(lists=["gendr", str(bad), str(latin)])
-    expected = [
-        "swap list gendr: no such list or file; expected gender or names, or a file; did you mean 'gender'?",
-        f"{bad}:2: 1 column; expected two words separated by a tab",
-        f"{bad}:3: 3 columns; expected two words separated by a tab",
-        f"{bad}:4: an empty column; expected two words separated by a tab",
-        f"{latin}: no UTF-8 at byte 3; expected UTF-8 text; save the file as UTF-8",
-    ]
-    assert [str(mistake) for mistake in constraint.check(None)] == expected
-    with pytest.raises(UsageError) as caught:
-        constraint.views(Example({"text": "he"}, inputs=("text",)))
-    assert [str(mistake) for mistake in caught.value.mistakes] == expected
-
-
-def test_at_least_one_list():
-    with pytest.raises(ValidationError, match="at least 1"):
-        Counterfactual(lists=[])
-
-
-# -- the penalty -------------------------------------------------------------------------------------------------
 
 
 def test_gaps_against_closed_forms():

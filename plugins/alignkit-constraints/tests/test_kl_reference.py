@@ -7,11 +7,23 @@ import math
 import pytest
 import torch
 from alignkit_constraints import KLReference
-from alignkit_constraints.kl_reference import jensen_shannon, reference_divergence
+from alignkit_constraints.kl_reference import all_tokens, jensen_shannon, reference_divergence
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
+from alignkit.compose import Composition
 from alignkit.divergence import kl
-from alignkit.testing.models import tiny
+from alignkit.plan import Setting
+from alignkit.tasks.causal_lm import CausalLm
+from alignkit.tasks.chat import Chat
+from alignkit.tasks.dialogue import Dialogue
+from alignkit.tasks.extractive_qa import ExtractiveQa
+from alignkit.tasks.masked_lm import MaskedLm
+from alignkit.tasks.multiple_choice import MultipleChoice
+from alignkit.tasks.ner import Ner
+from alignkit.tasks.prompted_classification import PromptedClassification
+from alignkit.tasks.stock import StockTask
+from alignkit.tasks.text_classification import TextClassification
+from alignkit.testing.models import collate, examples, tiny
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -150,3 +162,87 @@ def test_the_reference_gets_no_gradient_and_is_asked_once(make_step):
     step.loss(step.zeros()).backward()
     assert len(calls) == 1
     assert all(p.grad is None for p in reference.parameters())
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_gradients_for_the_logits_are_those_of_the_closed_forms(direction):
+    """Forward: p_theta - p_ref. Reverse: p_theta (log p_theta / p_ref - KL)."""
+    theta, log_reference = logits(4, 6).requires_grad_(), logits(4, 6, seed=1).log_softmax(-1)
+    reference_divergence(theta.log_softmax(-1), log_reference, direction).sum().backward()
+    p, q = theta.detach().softmax(-1), log_reference.exp()
+    ratio = p.log() - log_reference
+    reverse = p * (ratio - (p * ratio).sum(-1, keepdim=True))
+    torch.testing.assert_close(theta.grad, p - q if direction == "forward" else reverse)
+
+
+# -- on all tokens -----------------------------------------------------------------------------------------------
+
+
+def on_every_token(model, reference, rows, head):
+    """One row at a time, unpadded: KL(p_ref || p_theta) where a token is predicted, [N]."""
+    found = []
+    for row in rows:
+        with torch.no_grad():
+            p, q = (m(**collate(head, [row])).logits.double()[0] for m in (model, reference))
+        p, q = (p[:-1], q[:-1]) if head == "llama-causal-lm" else (p[1:], q[1:])
+        found.append(kl_divergence(Categorical(logits=q), Categorical(logits=p)))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("head", ["llama-causal-lm", "bert-masked-lm"])
+def test_on_all_tokens_prompts_count_and_padding_does_not(head, make_step):
+    model, reference, rows = tiny(head)[0], tiny(head, seed=1)[0], examples(head, 8)
+    step = make_step(model, collate(head, rows), [KLReference(on="all")], reference=reference)
+    step.loss()
+    expected = on_every_token(model, reference, rows, head)
+    term = step.terms["kl-reference"]
+    assert term.count == len(expected) == sum(len(row["input_ids"]) - 1 for row in rows)
+    assert term.count > step.counts["token"]
+    assert term.per == "kl-reference"
+    assert term.mean.item() == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+def test_on_all_tokens_the_reference_is_asked_once_per_step(make_step):
+    head = "llama-causal-lm"
+    model, reference, batch = tiny(head)[0], tiny(head, seed=1)[0], collate(head, examples(head, 4))
+    calls, constraint = [], KLReference(on="all")
+    reference.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        step = make_step(model, dict(batch), [constraint], reference=reference)
+        step.loss().backward()
+        step.loss(step.zeros()).backward()
+    assert len(calls) == 2
+
+
+def test_padding_on_the_left_is_not_what_a_first_token_is_predicted_from():
+    batch = {"input_ids": torch.tensor([[0, 0, 7, 8], [5, 6, 7, 9]])}
+    batch["attention_mask"] = (batch["input_ids"] != 0).long()
+    assert all_tokens(batch).tolist() == [[-100, -100, -100, 8], [-100, 6, 7, 9]]
+
+
+def test_in_packed_rows_no_text_begins_after_another():
+    from alignkit.tasks.packing import separating_mask
+
+    positions, real = torch.tensor([[0, 1, 2, 0, 1, 0, 0]]), torch.tensor([[1, 1, 1, 1, 1, 1, 0]])
+    mask = separating_mask(positions, real, causal=True)
+    batch = {"input_ids": torch.tensor([[4, 5, 6, 7, 8, 9, 0]]), "position_ids": positions, "attention_mask": mask}
+    assert all_tokens(batch).tolist() == [[-100, 5, 6, -100, 8, -100, -100]]
+
+
+def check_all(task):
+    constraint = KLReference(on="all")
+    run = Composition([constraint], task)
+    return [str(mistake) for mistake in constraint.check(Setting(task, run.components, run.objective))]
+
+
+def test_on_all_is_refused_where_a_task_does_not_predict_each_token():
+    refused = [Ner(), TextClassification(), ExtractiveQa(), MultipleChoice(), StockTask()]
+    for task in refused:
+        (mistake,) = check_all(task)
+        assert mistake == (
+            f"constraint kl-reference: `on: all`, where task {task.name} does not predict each token of a text; "
+            "expected a task of language models; set `on: scored`"
+        )
+    for task in (Chat(), Dialogue(), CausalLm(), MaskedLm(), PromptedClassification(), StockTask(shifts_labels=True)):
+        assert check_all(task) == []
+    assert KLReference().counts(collate("llama-causal-lm", examples("llama-causal-lm"))) == {}

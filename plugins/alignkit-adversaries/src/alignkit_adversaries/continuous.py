@@ -300,4 +300,4 @@ def _is_chat(task: Task) -> bool:
 
     if isinstance(task, Dialogue):
         return task.learn == "last"
-    return isinstance(task, Chat) or (isinstance(task, StockTask) and task.shifts_labels)
+    return (isinstance(task, Chat) and task.stock_loss) or (isinstance(task, StockTask) and task.shifts_labels)

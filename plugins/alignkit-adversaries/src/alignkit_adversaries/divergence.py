@@ -1,4 +1,4 @@
-"""Divergences between two predictions, and the gradient of one with respect to a perturbation."""
+"""Predictions under a perturbation, and the gradient of a divergence with respect to it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from alignkit.step import TrainingStep
-
-
-def symmetric_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) + KL(q || p) = sum_v (p(v) - q(v)) (log p(v) - log q(v)), in nats; differentiable in both arguments.
-
-    The sum of both directions, as SMART and R3F define it, not their mean. Written as one sum of terms that are never
-    negative: each KL alone is of first order in p - q term by term and of second order in sum, so that between
-    predictions 1e-4 apart its rounding error is as large as its value.
-
-    Args:
-        log_p: [N, ..., V] log-probabilities, normalised over V.
-        log_q: [N, ..., V].
-
-    Returns:
-        [N].
-    """
-    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).flatten(1).sum(1)
 
 
 def predictions(step: TrainingStep, delta: Tensor) -> Tensor:

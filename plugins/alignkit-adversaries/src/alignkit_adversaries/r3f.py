@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import InstanceOf, NonNegativeFloat, PositiveFloat
 
 from alignkit.components import Adversary, Term, Weight
-from alignkit_adversaries.divergence import predictions, symmetric_kl
+from alignkit.divergence import symmetric_kl
+from alignkit_adversaries.divergence import predictions
 
 if TYPE_CHECKING:
     from alignkit.step import TrainingStep

@@ -10,8 +10,9 @@ from pydantic import Field, InstanceOf, NonNegativeFloat, PositiveFloat, Positiv
 from torch import Tensor
 
 from alignkit.components import Adversary, Term, Weight
+from alignkit.divergence import symmetric_kl
 from alignkit.plan import FORWARD, STEP
-from alignkit_adversaries.divergence import divergence_gradient, predictions, symmetric_kl
+from alignkit_adversaries.divergence import divergence_gradient, predictions
 from alignkit_adversaries.inner import inner_passes, unscaled_inner_gradients
 
 if TYPE_CHECKING:

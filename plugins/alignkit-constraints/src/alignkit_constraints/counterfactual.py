@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from alignkit.components import Batch, Constraint, Term
 from alignkit.data import Example
 from alignkit.divergence import kl
 from alignkit.errors import Mistake, UsageError
-from alignkit_constraints.kl_reference import jensen_shannon
-from alignkit_constraints.swaps import read_pairs, swapped, swapper
+from alignkit_constraints.kl_reference import jensen_shannon, predicts_one
+from alignkit_constraints.swap_lists import read_list
+from alignkit_constraints.swaps import Swapper, swapped
 
 if TYPE_CHECKING:
     from alignkit.plan import Setting
@@ -46,7 +48,7 @@ def prediction_gap(log_p: Tensor, log_q: Tensor, divergence: str) -> Tensor:
 
 
 class Counterfactual(Constraint):
-    """Asks for the same predictions when gendered words, names, or words of your own lists are swapped.
+    """Asks for the same predictions when gendered words, names, nationalities, or words of your own are swapped.
 
     Counterfactual logit pairing (Garg et al. 2019, arXiv:1809.10610) with a divergence of the distributions in place
     of the difference of the logits. Each example whose inputs hold a word of the lists gets a view, the text with
@@ -57,8 +59,14 @@ class Counterfactual(Constraint):
     compared word by word, and where truncation cut one of the two shorter, only those that both have. In an
     adversary's passes the example is perturbed, its counterpart is not.
 
-    Two components with different lists need names of their own. A swap list knows no grammar: English "her" becomes
-    "his" even where "him" is meant; read a sample of the views before you trust a list.
+    Gendered words come in pairs. A name gives way to one of the other column of `names`, of any line, a nationality to
+    any other one in the same form (country, adjective, person, people). Which one depends on `seed` and the example's
+    text alone, and is one and the same step down the list for all words of an example, so that two people stay two.
+
+    English grammar is kept as far as lists and a few rules do: `her` becomes `his` before what looks like a noun, else
+    `him`, `his` likewise `her` or `hers`; `a` and `an` follow the new word. Chinese counterparts are as long as the
+    words they replace, which labels by character need. Read a sample of the views before you trust a list. Two
+    components with different lists need names of their own.
 
     Raises:
         UsageError: a list that does not exist or cannot be read.
@@ -74,10 +82,15 @@ class Counterfactual(Constraint):
         'She won.'
     """
 
-    lists: list[Literal["gender", "names"] | Path] = Field(default=["gender", "names"], min_length=1)
-    """`gender`, `names`, or paths of your own lists: UTF-8, two words per line separated by a tab."""
+    lists: list[Literal["gender", "names", "nationality"] | Path] = Field(default=["gender", "names"], min_length=1)
+    """`gender`, `names`, `nationality`, or paths of your own lists: UTF-8, two words or more per line, separated by
+    tabs; those of a line stand for one another, or, below a line `#swap: lines`, those of a column."""
     language: Literal["en", "zh"] = "en"
     """The texts' language: which lists are meant, and whether words are separated by spaces."""
+    cased: bool = True
+    """False, for texts without capitals: names and nationalities are found in small letters, too (`turkey`)."""
+    seed: NonNegativeInt = 0
+    """Another one chooses other counterparts where a list has several."""
     divergence: Literal["kl", "symmetric-kl", "js", "absolute"] = "symmetric-kl"
     """`kl`: KL(example || counterpart); `symmetric-kl`: mean of both directions; `js`; `absolute`: total variation."""
 
@@ -88,19 +101,23 @@ class Counterfactual(Constraint):
         return getattr(self, "name", "counterfactual")
 
     @cached_property
-    def _swap(self) -> Callable[[str], str]:
-        read = [read_pairs(str(name), self.language) for name in self.lists]
+    def _swap(self) -> Swapper:
+        read = [read_list(str(name), self.language) for name in self.lists]
         if mistakes := [mistake for _, found in read for mistake in found]:
             raise UsageError(*mistakes)
-        return swapper([pair for pairs, _ in read for pair in pairs], self.language)
+        return Swapper([part for parts, _ in read for part in parts], self.language, self.cased)
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         """Lists that cannot be read."""
-        return [mistake for name in self.lists for mistake in read_pairs(str(name), self.language)[1]]
+        return [mistake for name in self.lists for mistake in read_list(str(name), self.language)[1]]
+
+    def ceiling(self, setting: Setting) -> float | None:
+        """1 for `absolute`, ln 2 for `js`, where there is one distribution per token or example."""
+        return {"absolute": 1.0, "js": math.log(2)}.get(self.divergence) if predicts_one(setting) else None
 
     def views(self, example: Example) -> dict[str, Example]:
         """The example's counterpart under the component's name, where it has one."""
-        other = swapped(example, self._swap, self.language)
+        other = swapped(example, self._swap, self.seed)
         return {} if other is None else {self._own_name: other}
 
     def counts(self, batch: Batch) -> dict[str, int]:

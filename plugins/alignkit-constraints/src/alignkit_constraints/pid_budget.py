@@ -15,54 +15,68 @@ Smoothing = Annotated[float, Field(ge=0.0, lt=1.0)]
 class PIDBudget(Weight):
     """A weight that answers to how much, how long and how fast its constraint's penalty exceeds a limit.
 
-    PID Lagrangian (Stooke et al. 2020, arXiv:2007.03964, algorithm 2), after every optimizer step, with violation
-    d = cost - limit and EMA(x) <- smoothing EMA(x) + (1 - smoothing) x:
+    PID Lagrangian (Stooke et al. 2020, arXiv:2007.03964, algorithm 2), after every optimizer step, with the cost
+    counted in limits, c = cost / limit, the violation d = c - 1, and EMA(x) <- smoothing EMA(x) + (1 - smoothing) x:
 
         I = max(0, I + integral * d)
         P = EMA(d)
-        D = max(0, EMA(cost) - EMA(cost) as it was `delay` steps ago)
-        lambda = clamp(proportional * P + I + derivative * D, 0, maximum)
+        D = max(0, EMA(c) - EMA(c) as it was `delay` steps ago)
+        lambda = clamp(proportional * P + I + derivative * D, 0, maximum * limit) / limit
 
     The paper's pseudocode projects the whole sum and leaves smoothing and delay open; its released code defines them
-    as here, and its averages start at 0, as ours do. The host divides the total loss by 1 + lambda.
+    as here, its averages start at 0, as ours do, and its gains are per unit of the cost. Counting in limits is ours,
+    and with it the gains (in nats of the objective) serve every constraint; the released code smooths with .95. The
+    host divides the total loss by 1 + lambda, as the released code does.
 
     Cost: none to speak of. State: a few numbers.
 
-    Relations: `budget` is the integral part alone, in log space; prefer it until it oscillates or overshoots.
+    Relations: `budget` is I and P with fewer fields. D is the difference: a penalty that rises fast meets a weight
+    before it is at the limit. `benchmarks/budgets.py` compares them.
 
     Example:
-        >>> weight = PIDBudget(limit=0.05, integral=1.0, proportional=0.0, derivative=0.0)
-        >>> weight.observe(0.25)
+        >>> weight = PIDBudget(limit=0.05, integral=0.1, proportional=0.0, derivative=0.0)
+        >>> weight.observe(0.25)  # four limits too much
         >>> round(weight.value(), 4)
-        0.2
+        8.0
     """
 
     example: ClassVar[Mapping[str, Any]] = {"limit": 0.05}
 
-    limit: NonNegativeFloat
-    """What the penalty's mean may be at most, in the penalty's own unit (nats per token …)."""
+    limit: PositiveFloat
+    """What the penalty's mean may be at most, in the penalty's own unit (nats per token …); more than 0, which no
+    training that changes anything could meet."""
     initial: NonNegativeFloat = 0.0
-    """The integral part at the start."""
-    proportional: NonNegativeFloat = 0.1
-    """Kp: answer to the violation as it is."""
-    integral: NonNegativeFloat = 0.01
-    """Ki: answer to the violations so far."""
-    derivative: NonNegativeFloat = 0.01
-    """Kd: answer to a cost that rises."""
-    smoothing: Smoothing = 0.95
+    """lambda at the start."""
+    proportional: NonNegativeFloat = 0.5
+    """Kp: answer to the violation as it is, in the objective's unit (nats) per limit that the cost is above."""
+    integral: NonNegativeFloat = 0.02
+    """Ki: answer to the violations so far, in the same unit per step."""
+    derivative: NonNegativeFloat = 1.0
+    """Kd: answer to a cost that rises, in the same unit per limit that it rose in `delay` steps."""
+    smoothing: Smoothing = 0.9
     """Decay of both moving averages; 0 takes the last value alone."""
     delay: PositiveInt = 10
     """How many steps back the rise of the cost is measured from."""
-    maximum: PositiveFloat = 100.0
+    maximum: PositiveFloat = 10_000.0
     """What lambda may be at most."""
 
     normalises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self._integral = self.initial
+        self._value = min(self.initial, self.maximum)
+        self._integral = self._value * self.limit
         self._violation = 0.0
         self._costs = [0.0]  # the moving average of the cost, as it was up to `delay` steps ago; oldest first
-        self._value = min(self.initial, self.maximum)
+
+    @property
+    def bound(self) -> float:  # type: ignore[override]  # a constant of the class in weights without one
+        """The limit."""
+        return self.limit
+
+    @property
+    def exhausted(self) -> bool:  # type: ignore[override]
+        """lambda is at its maximum."""
+        return self._value >= self.maximum
 
     def value(self) -> float:
         """lambda."""
@@ -70,13 +84,14 @@ class PIDBudget(Weight):
 
     def observe(self, cost: float) -> None:
         """Take up what the step cost."""
-        violation = cost - self.limit
-        self._integral = max(0.0, self._integral + self.integral * violation)
-        self._violation = self.smoothing * self._violation + (1 - self.smoothing) * violation
+        cost = cost / self.limit
+        largest = self.maximum * self.limit
+        self._integral = min(max(0.0, self._integral + self.integral * (cost - 1.0)), largest)
+        self._violation = self.smoothing * self._violation + (1 - self.smoothing) * (cost - 1.0)
         average = self.smoothing * self._costs[-1] + (1 - self.smoothing) * cost
         rise = max(0.0, average - self._costs[0])
-        total = self.proportional * self._violation + self._integral + self.derivative * rise
-        self._value = min(max(total, 0.0), self.maximum)
+        answer = self.proportional * self._violation + self._integral + self.derivative * rise
+        self._value = min(max(answer, 0.0) / self.limit, self.maximum)
         self._costs = [*self._costs, average][-self.delay :]
 
     def state_dict(self) -> dict[str, Any]:

@@ -142,6 +142,6 @@ def prompt_mask(batch: AttackedBatch) -> Tensor:
 
 def needs_completions(name: str, task: Task) -> Iterator[Mistake]:
     """What a task lacks for attacks that are after a completion."""
-    if not isinstance(task, Chat) or task.windowed:
+    if not isinstance(task, Chat) or task.windowed or not task.stock_loss:
         found = f"rows of task {task.name} are not one prompt and its completion, which is the target"
         yield Mistake(f"attack {name}", found, "the task chat")

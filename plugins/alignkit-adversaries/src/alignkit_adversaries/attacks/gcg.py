@@ -12,10 +12,10 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from alignkit.components import Attack, Attempt
 from alignkit.errors import Mistake, UsageError
+from alignkit.evaluation.refusals import refuses
 from alignkit.tasks.conversation import completions
 from alignkit_adversaries.attacks.completions import Beginning, aimed, needs_completions, read_beginning, target_losses
 from alignkit_adversaries.pieces import NEVER, piece_classes
-from alignkit_adversaries.refusals import refuses
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -99,7 +99,7 @@ class GCGAttack(Attack):
     Broken means that the target is matched: under teacher forcing it is the likeliest token at each of its positions,
     so that greedy decoding says it word for word (the paper's criterion for harmful strings). That needs no judge.
     Whether the model complied is measured beside it: its greedy answer of `answer_tokens` tokens does not begin as
-    refusals do (the paper's criterion for harmful behaviours; see `alignkit_adversaries.refusals`). A model may comply
+    refusals do (the paper's criterion for harmful behaviours; see `alignkit.evaluation.refusals`). A model may comply
     in other words, or never refuse at all, hence `complied_before`, of the row without a suffix.
 
     Measures, means over rows: `target_loss_before` (without a suffix) and `target_loss`, nats per token; `matched`;
@@ -133,6 +133,13 @@ class GCGAttack(Attack):
     """Tokens of the answers that are looked at for a refusal; 0: none is generated, and `complied` not measured."""
 
     needs_score: ClassVar[bool] = False
+    directions: ClassVar[Mapping[str, int]] = {
+        "target_loss_before": 1,
+        "target_loss": 1,
+        "matched": -1,
+        "complied_before": -1,
+        "complied": -1,
+    }
 
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """Rows that are a prompt and a completion."""

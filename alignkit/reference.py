@@ -62,34 +62,36 @@ class Reference:
             batch: the model's inputs; labels serve an encoder-decoder model as the decoder's inputs.
             task: says how the model is run, where it has no loss of its own.
         """
-        with torch.no_grad():
-            if self.model is None:
-                with without_adapter(model) as plain:
-                    outputs = _run(plain, batch, task)
-                    if "head" in outputs:  # an adapter on the head is off only in here
-                        outputs["head"] = outputs["head"].without_adapter()
-                    return outputs
-            device = next(iter(batch.values())).device
-            if next(self.model.parameters()).device != device:
-                self.model.to(device)
-            return _run(self.model, batch, task)
+        with self._asked(model, batch) as plain:
+            if task is None or task.stock_loss:
+                outputs = plain(**_inputs(plain, batch))
+            else:
+                outputs = task.forward(plain, batch)
+            if self.model is None and "head" in outputs:  # an adapter on the head is off only in here
+                outputs["head"] = outputs["head"].without_adapter()
+            return outputs
 
     def hidden(self, model: nn.Module, batch: Batch) -> Any:
         """The reference's last hidden states for a batch: `hidden` [B, T, D]; of a causal language model."""
-        inputs = {name: value for name, value in batch.items() if name not in _ANSWERS}
+        with self._asked(model, batch) as plain:
+            return hidden_outputs(plain, {name: value for name, value in batch.items() if name not in _ANSWERS})
+
+    @contextlib.contextmanager
+    def _asked(self, model: nn.Module, batch: Batch) -> Iterator[nn.Module]:
+        """The module that answers for a batch, where the batch is; without gradient inside."""
         with torch.no_grad():
             if self.model is None:
                 with without_adapter(model) as plain:
-                    return hidden_outputs(plain, inputs)
-            return hidden_outputs(self.model, inputs)
+                    yield plain
+                return
+            device = next(iter(batch.values())).device
+            if next(self.model.parameters()).device != device:
+                self.model.to(device)
+            yield self.model
 
     def head(self, model: nn.Module) -> LMHead:
         """What makes logits of the reference's hidden states."""
         return LMHead.of(self.model) if self.model is not None else LMHead.of(model).without_adapter()
-
-
-def _run(model: nn.Module, batch: Batch, task: Task | None) -> Any:
-    return model(**_inputs(model, batch)) if task is None or task.stock_loss else task.forward(model, batch)
 
 
 @contextlib.contextmanager

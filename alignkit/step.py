@@ -241,7 +241,7 @@ class TrainingStep:
             if self._pass is not None and batch is None:
                 own, batch = self._pass.delta, self._pass.batch
                 delta = own if delta is None else delta if own is None else own + delta
-            model = self.context.unwrap(self.model)
+            model = self.unwrapped
             return self._run(model, self.batch if batch is None else batch, delta, fresh_dropout, weights)
 
     def _run(
@@ -311,7 +311,7 @@ class TrainingStep:
 
     def parameter_gradient(self, batch: Batch | None = None) -> dict[str, Tensor]:
         """The training loss's gradient by parameter name, mean over processes; `.grad` stays as it is."""
-        named = {n: p for n, p in self.context.unwrap(self.model).named_parameters() if p.requires_grad}
+        named = self.trained
         with self._unwrapped():
             grads = torch.autograd.grad(self.loss(batch=batch), list(named.values()), allow_unused=True)
         found = {n: g if g is not None else torch.zeros_like(p) for (n, p), g in zip(named.items(), grads, strict=True)}
@@ -320,7 +320,7 @@ class TrainingStep:
     @contextlib.contextmanager
     def _unwrapped(self) -> Iterator[None]:
         """Losses on the module inside DDP's wrapper, whose reducer expects a backward pass for every forward."""
-        wrapped, self.model = self.model, self.context.unwrap(self.model)
+        wrapped, self.model = self.model, self.unwrapped
         try:
             yield
         finally:
@@ -329,7 +329,7 @@ class TrainingStep:
     @contextlib.contextmanager
     def shifted(self, changes: Mapping[str, Tensor]) -> Iterator[None]:
         """Weights moved by `changes` (by parameter name), and always put back bit for bit."""
-        named = dict(self.context.unwrap(self.model).named_parameters())
+        named = dict(self.unwrapped.named_parameters())
         saved = {name: named[name].detach().clone() for name in changes}
         try:
             with torch.no_grad():
@@ -353,7 +353,7 @@ class TrainingStep:
             layer: 0 is the first, -1 the last; of an encoder-decoder model the encoder's.
             delta: of the shape of the layer's output [B, T, D], or what makes it of that output.
         """
-        module = hidden_layers(self.context.unwrap(self.model))[layer]
+        module = hidden_layers(self.unwrapped)[layer]
         with perturbed(module, delta, lambda: self._running is self.batch):
             yield
 
@@ -451,6 +451,18 @@ class TrainingStep:
             self._row_generators[self.owner, row] = made
         return self._row_generators[self.owner, row]
 
+    # -- the model ---------------------------------------------------------------------------------------------
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model without what the trainer wraps it in for several processes; peft's own wrapper stays."""
+        return self.context.unwrap(self.model)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.unwrapped.named_parameters() if parameter.requires_grad}
+
     # -- what the host knows -----------------------------------------------------------------------------------
 
     def reference_outputs(self, batch: Batch | None = None) -> Any:
@@ -463,7 +475,7 @@ class TrainingStep:
             raise PluginError("a component asked for reference outputs without declaring `reference = True`")
         batch = self._current(batch)
         if id(batch) not in self._reference:  # the batch is kept with its outputs, so that no other takes its id
-            model = self.context.unwrap(self.model)
+            model = self.unwrapped
             outputs = self.context.reference.outputs(model, batch, self.context.task)
             self._reference[id(batch)] = (batch, outputs)
         return self._reference[id(batch)][1]
@@ -496,7 +508,7 @@ class TrainingStep:
         if kept is None:
             return self.log_probabilities(self.reference_outputs(batch), batch)[0]
         assert self.context.reference is not None  # the cache is its
-        task, model = self.context.task, self.context.unwrap(self.model)
+        task, model = self.context.task, self.unwrapped
         with torch.no_grad():
             head, found = self.context.reference.head(model), kept.get(batch)
             if found is None:

@@ -245,6 +245,7 @@ class AlignTrainer(Trainer):
         embedding = input_embedding(model)
         if unit_length is None:
             unit_length = mean_embedding_norm(embedding) if self.composition.perturbs else 1.0
+        reference = self._make_reference(model) if self.composition.needs_reference else None
         return StepContext(
             task=self.task,
             composition=self.composition,
@@ -253,7 +254,7 @@ class AlignTrainer(Trainer):
             unit_length=unit_length,
             special_ids=tuple(getattr(self.processing_class, "all_special_ids", ())),
             tokenizer=self.processing_class,
-            reference=(reference := self._make_reference(model) if self.composition.needs_reference else None),
+            reference=reference,
             reference_cache=self._make_cache(model, reference),
             unwrap=self.accelerator.unwrap_model,
             mean_over_processes=lambda tensor: self.accelerator.reduce(tensor, reduction="mean"),

@@ -106,11 +106,9 @@ def row_losses(outputs: Any, batch: Batch, shifts_labels: bool = False) -> Tenso
         if labels.is_floating_point():
             return -(log_p[..., 0] * labels + log_p[..., 1] * (1 - labels)).mean(-1)
         return -log_p.gather(-1, labels[:, None])[:, 0]
-    if shifts_labels:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    scored = labels != IGNORED
-    log_p = logits[scored].float().log_softmax(-1).gather(-1, labels[scored][:, None])[:, 0]
-    rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[scored]
+    log_p = label_log_probabilities(outputs, batch, shifts_labels)
+    scored = (labels[:, 1:] if shifts_labels else labels) != IGNORED
+    rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(scored)[scored]
     sums = torch.zeros(len(labels), device=labels.device).index_add(0, rows, -log_p)
     return sums / scored.sum(-1).clamp_min(1)
 

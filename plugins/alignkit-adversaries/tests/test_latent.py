@@ -101,7 +101,7 @@ def test_losses_and_gradients_are_those_of_an_encoder_taken_apart(shares, clean,
 
 def last_perturbation(step, place):
     """[B, T, D]: what the last pass of an attack adds to a layer's output, and that output in the first pass."""
-    layer = hidden_layers(step.context.unwrap(step.model))[place]
+    layer = hidden_layers(step.unwrapped)[place]
     with watched(layer) as outputs:
         attack(step)
     clean, (own, changed) = outputs[0][0], outputs[-1]

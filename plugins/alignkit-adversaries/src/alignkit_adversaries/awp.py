@@ -105,7 +105,7 @@ class AWP(Adversary):
 
     def _changes(self, step: TrainingStep) -> dict[str, Tensor]:
         """The perturbation by parameter name; nothing moves where any gradient is not finite."""
-        weights = dict(step.context.unwrap(step.model).named_parameters())
+        weights = dict(step.unwrapped.named_parameters())
         gradients = {name: g for name, g in step.parameter_gradient().items() if g.ndim >= 2}
         largest = [torch.linalg.vector_norm(g, float("inf")) for g in gradients.values()]
         if largest and not torch.stack(largest).isfinite().all():

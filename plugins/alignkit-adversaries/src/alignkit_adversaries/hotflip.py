@@ -150,7 +150,7 @@ def _labelled(step: TrainingStep) -> Tensor:
     from alignkit.tasks.stock import IGNORED
 
     ids, labels = step.batch["input_ids"], step.batch.get("labels")
-    model: Any = step.context.unwrap(step.model)
+    model: Any = step.unwrapped
     none = torch.zeros(step.mask.shape[:2], dtype=torch.bool, device=ids.device)
     if labels is None or labels.shape != none.shape or model.config.is_encoder_decoder:
         return none

@@ -156,7 +156,7 @@ class Latent(Adversary):
 
     def attack(self, step: TrainingStep) -> Iterator[Tensor]:
         """The clean loss, unless it is left out, then the loss at the end of the ascent."""
-        depth = len(hidden_layers(step.context.unwrap(step.model)))
+        depth = len(hidden_layers(step.unwrapped))
         states = {place: _Hidden() for place in sorted({layer_at(share, depth) for share in self.layers})}
         with contextlib.ExitStack() as hooks:
             for place, state in states.items():
@@ -186,7 +186,7 @@ class Latent(Adversary):
     def _mask(self, step: TrainingStep, length: int) -> Tensor:
         """[B, 1, T, 1]: 1 where hidden states may be perturbed, of `length` T, which virtual tokens may add to."""
         mask = step.mask * before_answers(step.batch) if self.tokens == "prompt" else step.mask
-        peft = getattr(step.context.unwrap(step.model), "active_peft_config", None)
+        peft = getattr(step.unwrapped, "active_peft_config", None)
         longer = length - mask.shape[1]
         before = min(longer, getattr(peft, "num_virtual_tokens", 0))  # the rest is padding that the model adds behind
         return torch.nn.functional.pad(mask, (0, 0, before, longer - before))[:, None]

@@ -111,7 +111,7 @@ class SMART(Adversary):
         log_p, unit = step.log_probabilities(outputs)
         found = symmetric_kl(log_p, predictions(step, self._worst(step, log_p.detach()))).mean()
         if self.bregman and step.model.training and not self._averages:  # the first step: the average is the model
-            self._averages = {name: value.float().clone() for name, value in _trained(step).items()}
+            self._averages = {name: p.detach().float().clone() for name, p in step.trained.items()}
         elif self.bregman and self._averages:
             with torch.no_grad():
                 log_average, _ = step.log_probabilities(step.forward(weights=self._averages))
@@ -138,7 +138,7 @@ class SMART(Adversary):
     def after_step(self, step: TrainingStep) -> None:
         """Take up the weights as the optimizer left them."""
         if self._averages:
-            trained = _trained(step)
+            trained = step.trained
             averages = self._averages = {n: a.to(trained[n].device) for n, a in self._averages.items()}
             values = [trained[name].float() for name in averages]
             torch._foreach_lerp_(list(averages.values()), values, 1 - self.momentum)
@@ -148,9 +148,3 @@ class SMART(Adversary):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._averages = {name.removeprefix(_PREFIX): value.clone() for name, value in state.items()}
-
-
-def _trained(step: TrainingStep) -> dict[str, Tensor]:
-    """The trained parameters by name, detached."""
-    named = step.context.unwrap(step.model).named_parameters()
-    return {name: parameter.detach() for name, parameter in named if parameter.requires_grad}

@@ -78,7 +78,7 @@ class Bregman(Constraint):
         log_p, unit = step.log_probabilities(outputs)
         if not self._averages:
             if step.model.training:
-                self._averages = {name: value.float().clone() for name, value in _trained(step).items()}
+                self._averages = {name: p.detach().float().clone() for name, p in step.trained.items()}
             return Term(log_p.new_zeros(()), per=unit)
         with torch.no_grad():
             log_average, _ = step.log_probabilities(step.forward(weights=self._averages))
@@ -87,7 +87,7 @@ class Bregman(Constraint):
     def after_step(self, step: TrainingStep) -> None:
         """Take up the weights as the optimizer left them."""
         if self._averages:
-            trained = _trained(step)
+            trained = {name: parameter.detach() for name, parameter in step.trained.items()}
             self._averages = {name: value.to(trained[name].device) for name, value in self._averages.items()}
             follow(self._averages, trained, self.momentum)
 
@@ -96,9 +96,3 @@ class Bregman(Constraint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._averages = {name.removeprefix(_PREFIX): value.clone() for name, value in state.items()}
-
-
-def _trained(step: TrainingStep) -> dict[str, Tensor]:
-    """The trained parameters by name, detached."""
-    named = step.context.unwrap(step.model).named_parameters()
-    return {name: parameter.detach() for name, parameter in named if parameter.requires_grad}

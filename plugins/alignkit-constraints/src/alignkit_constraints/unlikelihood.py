@@ -258,7 +258,7 @@ class Unlikelihood(Constraint):
         """The unlikelihood of what is forbidden, per scored token."""
         batch, shifts = step.current, int(step.context.task.shifts_labels)
         log_p, unit = step.log_probabilities(outputs)
-        config = getattr(step.context.unwrap(step.model), "config", None)
+        config = getattr(step.unwrapped, "config", None)
         if unit != "token" or not (shifts or getattr(config, "is_encoder_decoder", False)):
             found = "the model's head does not write text from left to right"
             raise UsageError(

@@ -72,8 +72,7 @@ class EMA(Averager):
 
     def after_step(self, step: TrainingStep) -> None:
         """Take up the weights as the optimizer left them."""
-        named = step.context.unwrap(step.model).named_parameters()
-        trained = {name: parameter.detach() for name, parameter in named if parameter.requires_grad}
+        trained = {name: parameter.detach() for name, parameter in step.trained.items()}
         if not self._averages:
             self._averages = {name: value.float().clone() for name, value in trained.items()}
             return

@@ -138,7 +138,8 @@ class Preference(Chat):
         )
         if prompt != other:
             found = "the chat template writes the prompt in another way before one answer than before the other"
-            raise UsageError(Mistake(example.where, found))
+            mend = "give the tokenizer a template that writes a turn without looking at the next, or leave the row out"
+            raise UsageError(Mistake(example.where, found, "one prompt before both", mend))
         longest = max(len(chosen), len(rejected))
         kept = self._kept([*prompt, *[0] * longest], longest, tokenizer)
         room = sum(i >= len(prompt) for i in kept)

@@ -63,10 +63,7 @@ class Reference:
             task: says how the model is run, where it has no loss of its own.
         """
         with self._asked(model, batch) as plain:
-            if task is None or task.stock_loss:
-                outputs = plain(**_inputs(plain, batch))
-            else:
-                outputs = task.forward(plain, batch)
+            outputs = plain(**_inputs(plain, batch)) if task is None or task.stock_loss else task.forward(plain, batch)
             if self.model is None and "head" in outputs:  # an adapter on the head is off only in here
                 outputs["head"] = outputs["head"].without_adapter()
             return outputs

@@ -160,7 +160,10 @@ def test_what_a_plugin_declared_before_it_broke_is_known_to_be_its_own(install: 
         ("", "acme_methods:FGM is not there: AttributeError: module 'acme_methods' has no attribute 'FGM'"),
         ("FGM = 3", "acme_methods:FGM is 3, expected a subclass of components.Adversary"),
         ("class FGM: pass", "acme_methods:FGM is <class 'acme_methods.FGM'>, expected a subclass of components"),
-        ("from alignkit.components import Adversary as FGM", "acme_methods:FGM is <class 'alignkit.components.Adv"),
+        (
+            "from alignkit.components import Adversary as FGM",
+            "acme_methods:FGM is <class 'alignkit.components.training.Adv",
+        ),
         (METHOD.replace("attack", "atack"), "importing acme_methods failed: acme_methods.FGM.atack is no hook point"),
         (METHOD.replace(": float", ""), "importing acme_methods failed: acme_methods.FGM.epsilon has no annotation"),
     ],

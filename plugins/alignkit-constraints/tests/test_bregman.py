@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 from alignkit_constraints import Bregman
-from alignkit_constraints.bregman import follow
 from pydantic import ValidationError
 from torch.distributions import Categorical, kl_divergence
 
@@ -20,18 +19,6 @@ from alignkit.testing.models import tiny
 from alignkit.testing.training import make_trainer, stock_task
 
 HEADS = ["bert-sequence-classification", "bert-token-classification", "llama-causal-lm", "t5"]
-
-
-def test_the_average_is_the_sum_of_past_weights_that_the_recursion_unrolls_to():
-    generator = torch.Generator().manual_seed(0)
-    values = [torch.randn(3, 2, generator=generator) for _ in range(5)]
-    averages = {"w": values[0].clone()}
-    for value in values[1:]:
-        follow(averages, {"w": value.double()}, 0.75)
-    weights = [0.75**4, *(0.25 * 0.75 ** (4 - t) for t in range(1, 5))]
-    expected = sum(w * value for w, value in zip(weights, values, strict=True))
-    torch.testing.assert_close(averages["w"], expected)
-    assert sum(weights) == pytest.approx(1.0)
 
 
 def moved(model, seed=1):

@@ -12,6 +12,7 @@ from torch import Tensor
 from alignkit.components import Adversary, Term, Weight
 from alignkit.divergence import symmetric_kl
 from alignkit.plan import FORWARD, STEP
+from alignkit.weight_average import WeightAverage
 from alignkit_adversaries.divergence import divergence_gradient, predictions
 from alignkit_adversaries.inner import inner_passes, unscaled_inner_gradients
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from alignkit.errors import Mistake
     from alignkit.plan import Setting
     from alignkit.step import TrainingStep
-
-_PREFIX = "average."
 
 
 def boxed(delta: Tensor, bound: float) -> Tensor:
@@ -95,7 +94,7 @@ class SMART(Adversary):
     """Share of the average that stays at each optimizer step; 0: the distance to the weights before the last step."""
 
     def __post_init__(self) -> None:
-        self._averages: dict[str, Tensor] = {}
+        self._average = WeightAverage()
 
     @property
     def backwards(self) -> float:  # type: ignore[override]  # a constant of the class in most components
@@ -110,11 +109,11 @@ class SMART(Adversary):
         """Smoothness, and the distance to the averaged model, as means over scored positions."""
         log_p, unit = step.log_probabilities(outputs)
         found = symmetric_kl(log_p, predictions(step, self._worst(step, log_p.detach()))).mean()
-        if self.bregman and step.model.training and not self._averages:  # the first step: the average is the model
-            self._averages = {name: p.detach().float().clone() for name, p in step.trained.items()}
-        elif self.bregman and self._averages:
+        if self.bregman and step.model.training and not self._average:  # the first step: the average is the model
+            self._average.begin(step)
+        elif self.bregman and self._average:
             with torch.no_grad():
-                log_average, _ = step.log_probabilities(step.forward(weights=self._averages))
+                log_average, _ = step.log_probabilities(step.forward(weights=self._average.weights))
             found = found + self.bregman * symmetric_kl(log_p, log_average).mean()
         return Term(found, per=unit)
 
@@ -134,17 +133,12 @@ class SMART(Adversary):
             return boxed(delta, self.epsilon * entry)
         return step.project(delta, self.epsilon, mask)
 
-    @torch.no_grad()
     def after_step(self, step: TrainingStep) -> None:
         """Take up the weights as the optimizer left them."""
-        if self._averages:
-            trained = step.trained
-            averages = self._averages = {n: a.to(trained[n].device) for n, a in self._averages.items()}
-            values = [trained[name].float() for name in averages]
-            torch._foreach_lerp_(list(averages.values()), values, 1 - self.momentum)
+        self._average.follow(step, self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        return {_PREFIX + name: value for name, value in self._averages.items()}
+        return self._average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._averages = {name.removeprefix(_PREFIX): value.clone() for name, value in state.items()}
+        self._average.load_state_dict(state)

@@ -6,30 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from alignkit.components import Constraint, Term
 from alignkit.divergence import symmetric_kl
 from alignkit.plan import FORWARD, STEP
+from alignkit.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from alignkit.plan import Setting
     from alignkit.step import TrainingStep
-
-_PREFIX = "average."
-
-
-@torch.no_grad()
-def follow(averages: dict[str, Tensor], weights: dict[str, Tensor], momentum: float) -> None:
-    """average <- momentum * average + (1 - momentum) * weight, in place.
-
-    Args:
-        averages: float32 tensors by parameter name, changed.
-        weights: of the same names and shapes, of any floating type.
-        momentum: share of the average that stays.
-    """
-    values = [weights[name].float() for name in averages]
-    torch._foreach_lerp_(list(averages.values()), values, 1 - momentum)
 
 
 class Bregman(Constraint):
@@ -71,28 +56,25 @@ class Bregman(Constraint):
         return True
 
     def __post_init__(self) -> None:
-        self._averages: dict[str, Tensor] = {}
+        self._average = WeightAverage()
 
     def penalty(self, step: TrainingStep, outputs: Any) -> Term:
         """The mean divergence from the averaged model; 0 before the first optimizer step, when it is the model."""
         log_p, unit = step.log_probabilities(outputs)
-        if not self._averages:
+        if not self._average:
             if step.model.training:
-                self._averages = {name: p.detach().float().clone() for name, p in step.trained.items()}
+                self._average.begin(step)
             return Term(log_p.new_zeros(()), per=unit)
         with torch.no_grad():
-            log_average, _ = step.log_probabilities(step.forward(weights=self._averages))
+            log_average, _ = step.log_probabilities(step.forward(weights=self._average.weights))
         return Term(symmetric_kl(log_p, log_average).mean(), per=unit)
 
     def after_step(self, step: TrainingStep) -> None:
         """Take up the weights as the optimizer left them."""
-        if self._averages:
-            trained = {name: parameter.detach() for name, parameter in step.trained.items()}
-            self._averages = {name: value.to(trained[name].device) for name, value in self._averages.items()}
-            follow(self._averages, trained, self.momentum)
+        self._average.follow(step, self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        return {_PREFIX + name: value for name, value in self._averages.items()}
+        return self._average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._averages = {name.removeprefix(_PREFIX): value.clone() for name, value in state.items()}
+        self._average.load_state_dict(state)

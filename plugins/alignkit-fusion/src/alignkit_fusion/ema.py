@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from alignkit.components import Averager
+from alignkit.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from alignkit.step import TrainingStep
-
-_PREFIX = "average."
 
 
 def decay_at(updates: int, decay: float, warm_up: bool) -> float:
@@ -26,18 +24,6 @@ def decay_at(updates: int, decay: float, warm_up: bool) -> float:
         warm_up: start small, so that a short training is not held back by where it began.
     """
     return min(decay, (1 + updates) / (10 + updates)) if warm_up else decay
-
-
-@torch.no_grad()
-def move_average(averages: Sequence[Tensor], values: Sequence[Tensor], decay: float) -> None:
-    """average <- decay * average + (1 - decay) * value, in place, in float32.
-
-    Args:
-        averages: float32 tensors, changed.
-        values: as many tensors of the same shapes, of any floating type.
-        decay: share of the average that stays.
-    """
-    torch._foreach_lerp_(list(averages), [value.float() for value in values], 1 - decay)
 
 
 class EMA(Averager):
@@ -67,27 +53,24 @@ class EMA(Averager):
     """Start with a small decay and let it grow: min(decay, (1 + t) / (10 + t))."""
 
     def __post_init__(self) -> None:
-        self._averages: dict[str, Tensor] = {}
+        self._average = WeightAverage()
         self._updates = 0
 
     def after_step(self, step: TrainingStep) -> None:
         """Take up the weights as the optimizer left them."""
-        trained = {name: parameter.detach() for name, parameter in step.trained.items()}
-        if not self._averages:
-            self._averages = {name: value.float().clone() for name, value in trained.items()}
+        if not self._average:
+            self._average.begin(step)
             return
-        averages = self._averages = {n: a.to(trained[n].device) for n, a in self._averages.items()}
-        decay = decay_at(self._updates, self.decay, self.warm_up)
-        move_average(list(averages.values()), [trained[name] for name in averages], decay)
+        self._average.follow(step, decay_at(self._updates, self.decay, self.warm_up))
         self._updates += 1
 
     def average(self) -> Iterator[tuple[str, Tensor]]:
         """The averages by parameter name, in float32; none before the first step."""
-        yield from self._averages.items()
+        yield from self._average.weights.items()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self._updates, **{_PREFIX + name: value for name, value in self._averages.items()}}
+        return {"updates": self._updates, **self._average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._updates = int(state["updates"])
-        self._averages = {k.removeprefix(_PREFIX): v.clone() for k, v in state.items() if k.startswith(_PREFIX)}
+        self._average.load_state_dict(state)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         WeightCases,
     )
     from alignkit.testing.models import HEADS, batch, collate, examples, tiny, tokenizer
-    from alignkit.testing.training import gradient, make_rows, make_trainer, trained_weights
+    from alignkit.testing.training import gradient, make_rows, make_step, make_trainer, trained_weights
 
 __all__ = [
     "CASES",
@@ -49,13 +49,14 @@ __all__ = [
     "examples",
     "gradient",
     "make_rows",
+    "make_step",
     "make_trainer",
     "tiny",
     "tokenizer",
     "trained_weights",
 ]
 
-_OF_TRAINING = ("gradient", "make_rows", "make_trainer", "trained_weights")
+_OF_TRAINING = ("gradient", "make_rows", "make_step", "make_trainer", "trained_weights")
 
 
 def __getattr__(name: str) -> Any:

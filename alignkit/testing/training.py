@@ -20,8 +20,9 @@ from alignkit.testing.models import VOCABULARY, Row, collate, examples, tiny, to
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.components import Task
+    from alignkit.components import Batch, Task
     from alignkit.models import Peft
+    from alignkit.step import TrainingStep
     from alignkit.tasks.stock import StockTask
     from alignkit.trainer import AlignTrainer
 
@@ -33,6 +34,52 @@ PEFT_TYPES = {
     "": "SEQ_2_SEQ_LM",
 }
 """What peft calls the kinds of head, by the end of a tiny model's name."""
+
+
+def make_step(
+    model: Any,
+    inputs: Batch,
+    components: Sequence[Component] = (),
+    *,
+    task: Task | None = None,
+    objective: Any = None,
+    reference: Any = None,
+    tokenizer: Any = None,
+    special_ids: Sequence[int] = (0, 2, 3),
+    **known: Any,
+) -> TrainingStep:
+    """A step on one batch without a trainer: for looking at one loss, penalty or perturbation by itself.
+
+    Args:
+        model: as it is to be looked at, in training mode or not.
+        inputs: what `collate` makes.
+        components: the methods that hook into the step.
+        task: by default one that takes the batch as it is.
+        objective: by default the task's.
+        reference: another model to be the reference; frozen and put into evaluation mode.
+        tokenizer: for components that look into it.
+        special_ids: token ids that are not perturbed.
+        known: what else `TrainingStep` takes (`window`, `columns` …).
+    """
+    from alignkit.compose import Composition
+    from alignkit.layers import input_embedding, mean_embedding_norm
+    from alignkit.reference import Reference
+    from alignkit.step import StepContext, TrainingStep
+    from alignkit.tasks.stock import StockTask
+
+    task = task or StockTask(shifts_labels=type(model).__name__.endswith("ForCausalLM"))
+    embedding = input_embedding(model)
+    context = StepContext(
+        task=task,
+        composition=Composition(components, task, objective),
+        forward=task.forward,
+        embedding=embedding,
+        unit_length=mean_embedding_norm(embedding),
+        special_ids=tuple(special_ids),
+        tokenizer=tokenizer,
+        reference=None if reference is None else Reference.of(reference),
+    )
+    return TrainingStep(context, model, inputs, **known)
 
 
 def make_trainer(

@@ -12,11 +12,10 @@ import torch
 
 import alignkit
 from alignkit import models
-from alignkit.compose import Composition
 from alignkit.errors import UsageError
 from alignkit.evaluation.score import measure, predictions
-from alignkit.step import StepContext, TrainingStep
 from alignkit.tasks.multiple_choice import MultipleChoice
+from alignkit.testing import make_step
 
 ROWS = (
     {"question": "where lives bob ?", "choices": ["good", "he lives in paris", "in rome"], "label": 2},
@@ -88,8 +87,7 @@ def test_choices_that_pad_a_row_have_no_part_in_anything(by_head):
     batch = task.collate(encoded, words)
     assert batch["input_ids"].shape[:2] == (2, 3)
     alone = [model(**task.collate([row], words)).logits[0] for row in encoded]
-    context = StepContext(task, Composition([], task), lambda m, b: m(**b), model.get_input_embeddings())
-    step = TrainingStep(context, model, batch)
+    step = make_step(model, batch, task=task, special_ids=())
     expected = (
         sum(torch.nn.functional.cross_entropy(a, torch.tensor(r["label"])) for a, r in zip(alone, ROWS, strict=True))
         / 2

@@ -6,12 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from alignkit.compose import Composition
-from alignkit.step import StepContext, TrainingStep
 from alignkit.tasks.causal_lm import CausalLm
 from alignkit.tasks.masked_lm import MaskedLm
 from alignkit.tasks.packing import CAUSAL, MASKED, collated, first_position, packed
-from alignkit.testing import tiny, tokenizer
+from alignkit.testing import make_step, tiny, tokenizer
 
 TEXTS = ("the film was good", "ada lives in rome and bob in paris", "she saw it", "he")
 SIZES = {
@@ -125,14 +123,7 @@ def test_perturbations_leave_padding_alone_in_packed_batches():
     task.take_model(model.config.to_dict())
     encoded = [row for text in TEXTS for row in task.encode(task.inputs(text), words)]
     batch = task.collate(task.pack(encoded), words)
-    context = StepContext(
-        task=task,
-        composition=Composition([], task),
-        forward=lambda m, b: m(**b),
-        embedding=model.get_input_embeddings(),
-        special_ids=words.all_special_ids,
-    )
-    step = TrainingStep(context, model, batch)
+    step = make_step(model, batch, task=task, special_ids=words.all_special_ids)
     assert torch.equal(step.real_tokens(special=True)[..., 0].bool(), batch["input_ids"] != 0)
     assert step.real_tokens().sum() < step.real_tokens(special=True).sum()
     delta = step.zeros()

@@ -14,10 +14,8 @@ import pytest
 from alignkit_preference import Preference, shared_prompt
 
 from alignkit.components import Component, Objective
-from alignkit.compose import Composition
-from alignkit.layers import input_embedding, mean_embedding_norm
-from alignkit.reference import Reference
-from alignkit.step import StepContext, TrainingStep
+from alignkit.step import TrainingStep
+from alignkit.testing import make_step
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TOKENIZER: Any = SimpleNamespace(pad_token_id=0, eos_token_id=1, padding_side="right")
@@ -75,17 +73,17 @@ def make_pair_step() -> MakeStep:
         task = Preference(shared_prompt=shared)
         policy, reference = ("reference", "policy") if exchanged else ("policy", "reference")
         model = model_of(policy).train() if model is None else model
-        embedding = input_embedding(model)
-        context = StepContext(
-            task=task,
-            composition=Composition(components, task, objective),
-            forward=task.forward,
-            embedding=embedding,
-            unit_length=mean_embedding_norm(embedding),
-            tokenizer=TOKENIZER,
-            reference=Reference.of(model_of(reference)),
-        )
         features = [{name: v for name, v in row.items() if name != "index"} for row in rows_of(pairs)[rows]]
-        return TrainingStep(context, model, task.collate(features, TOKENIZER), **options)
+        return make_step(
+            model,
+            task.collate(features, TOKENIZER),
+            components,
+            task=task,
+            objective=objective,
+            reference=model_of(reference),
+            tokenizer=TOKENIZER,
+            special_ids=(),
+            **options,
+        )
 
     return make

@@ -122,7 +122,7 @@ class TakeTurns(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-        self.tell(wall=wall, cpu=cpu, loss=self.loss)
+        self.tell(wall=wall, cpu=cpu, loss=self.loss, peak=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         self.start()
 
 
@@ -228,7 +228,8 @@ def contend(variant: str, given: argparse.Namespace) -> None:
         made.remove_callback(PrinterCallback)
         turns.tell(setup=time.process_time() - began)
         made.train()
-    turns.tell(peak=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        files = len(list(Path(folder).rglob("labels/*.safetensors")))
+        assert files == (options["cached"] and not variant.startswith("trl")), "the reference was asked in training"
 
 
 class Lane:
@@ -256,43 +257,57 @@ class Lane:
         return json.loads(line)
 
     def turn(self) -> dict[str, Any]:
+        self._go_on()
+        return self.read()
+
+    def end(self) -> None:
+        self._go_on()
+        if self._process.wait():
+            self.read()
+
+    def _go_on(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return self.read()
 
 
 # -- all of them ---------------------------------------------------------------------------------------------------
 
 
-def measure(shape: str, variants: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """Of one shape: by variant every step's seconds and losses, set-up seconds and peak memory; and the ratios."""
-    lanes = [Lane(variant, shape, given) for variant in variants]
+def measure(shape: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Of one shape, after every round that counts: by variant all steps' seconds, losses and peaks; and the ratios."""
+    lanes = [Lane(variant, shape, given) for variant in given.variants]
     shuffle, rounds = random.Random(1), []
-    for _ in range(given.steps + WARM_UP):
+    for number in range(given.steps + WARM_UP):
         order = shuffle.sample(lanes, len(lanes))
         rounds.append({lane.variant: lane.turn() for lane in order})
-    peaks = {lane.variant: lane.turn()["peak"] for lane in lanes}
-    counted = rounds[WARM_UP:]
-    steps = {v: {what: [turn[v][what] for turn in rounds] for what in ("cpu", "wall", "loss")} for v in variants}
-    ratios = {
-        f"{slow} / {fast}": {
-            "throughput": quartiles([turn[slow]["cpu"] / turn[fast]["cpu"] for turn in counted]),
-            "memory": peaks[fast] / peaks[slow],
-            "loss": max(abs(turn[slow]["loss"] - turn[fast]["loss"]) for turn in rounds),
-        }
-        for slow, fast in RATIOS
-        if slow in variants and fast in variants
-    }
-    return {
-        "steps": steps, "setup": {lane.variant: lane.setup for lane in lanes}, "peak": peaks, "ratios": ratios,
-        "tokens": [sum(sizes) for sizes in lengths(shape, PAIRS * (given.steps + WARM_UP))],
-    }  # fmt: skip
+        if number >= WARM_UP:
+            yield {
+                "steps": {
+                    v: {what: [turn[v][what] for turn in rounds] for what in rounds[0][v]} for v in given.variants
+                },
+                "setup": {lane.variant: lane.setup for lane in lanes},
+                "peak": {variant: took["peak"] for variant, took in rounds[-1].items()},
+                "ratios": dict(compared(rounds)),
+                "tokens": [sum(sizes) for sizes in lengths(shape, PAIRS * (given.steps + WARM_UP))],
+            }
+    for lane in lanes:
+        lane.end()
 
 
-def quartiles(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": middle, "low": low, "high": high}
+def compared(rounds: list[dict[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of pairs of variants, how much the second one gains, and how far their losses lie apart."""
+    last = rounds[-1]
+    for slow, fast in RATIOS:
+        if slow in last and fast in last:
+            times = spread([turn[slow]["cpu"] / turn[fast]["cpu"] for turn in rounds[WARM_UP:]])
+            memory = last[fast]["peak"] / last[slow]["peak"]
+            loss = max(abs(turn[slow]["loss"] - turn[fast]["loss"]) for turn in rounds)
+            yield f"{slow} / {fast}", {"throughput": times, "memory": memory, "loss": loss}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def show(shape: str, found: dict[str, Any]) -> None:
@@ -300,11 +315,12 @@ def show(shape: str, found: dict[str, Any]) -> None:
     for variant, took in found["steps"].items():
         cpu, wall = (statistics.median(took[clock][WARM_UP:]) for clock in ("cpu", "wall"))
         peak, setup = found["peak"][variant] / 1e9, found["setup"][variant]
-        print(f"  {variant:<20}{cpu:8.2f} s cpu {wall:8.2f} s wall {peak:7.2f} GB   set-up {setup:7.1f} s cpu")
+        took = f"{cpu:8.2f} s cpu {wall:8.2f} s wall {peak:7.2f} GB   set-up {setup:7.1f} s cpu"
+        print(f"  {variant:<20}{took}", flush=True)
     for name, ratio in found["ratios"].items():
         t = ratio["throughput"]
         said = f"{t['median']:.2f} ({t['low']:.2f}-{t['high']:.2f}) x throughput at {ratio['memory']:.2f} of the memory"
-        print(f"  {name:<36}{said}, losses within {ratio['loss']:.1e}")
+        print(f"  {name:<36}{said}, losses within {ratio['loss']:.1e}", flush=True)
 
 
 def main() -> None:
@@ -324,11 +340,12 @@ def main() -> None:
     result: dict[str, Any] = {"threads": given.threads, "cores": os.cpu_count(), "machine": platform.machine()}
     result |= {"versions": {name: metadata.version(name) for name in names}, "load": [os.getloadavg()[0]], "shapes": {}}
     for shape in given.shapes:
-        result["shapes"][shape] = found = measure(shape, given.variants, given)
-        show(shape, found)
-        result["load"].append(os.getloadavg()[0])
-        if given.output:
-            given.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        for found in measure(shape, given):
+            result["shapes"][shape] = found
+            result["load"].append(os.getloadavg()[0])
+            if given.output:
+                given.output.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            show(shape, found)
 
 
 if __name__ == "__main__":

@@ -204,3 +204,28 @@ def test_the_reference_is_asked_once_per_row(tmp_path, monkeypatch):
     again = train(tmp_path, "two")
     assert asked == []
     assert first.metrics["after"] == again.metrics["after"]
+
+
+def test_what_is_asked_before_training_is_kept_for_it(tmp_path, monkeypatch):
+    from alignkit_preference import DPO, shared_prompt
+    from transformers import TrainingArguments
+
+    from alignkit import AlignTrainer
+    from alignkit.reference import Reference
+    from alignkit.step import TrainingStep
+
+    model, words, _ = tiny("llama-causal-lm")
+    task = Preference()
+    rows = [shared_prompt.row([7, 8, 9 + i], [11, 12], [13, 14, 6]) for i in range(3)]
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=3, per_device_train_batch_size=1, use_cpu=True, report_to="none",
+        save_strategy="no", remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = AlignTrainer(
+        model=model, args=args, train_dataset=rows, processing_class=words, task=task, objective=DPO(),
+        data_collator=lambda part: task.collate(part, words), cache=tmp_path / "cache",
+    )  # fmt: skip
+    for row in rows:
+        TrainingStep(trainer.context, trainer.model, task.collate([row], words)).reference_label_log_probabilities()
+    monkeypatch.setattr(Reference, "outputs", lambda *_: pytest.fail("asked again"))
+    trainer.train()

@@ -159,7 +159,8 @@ class Preference(Chat):
 
     def forward(self, model: Any, batch: Batch) -> Any:
         """`hidden` [B, T, D] ([2 B, T, D] of separate answers) and the `head`; no logits."""
-        outputs = hidden_outputs(model, shared_prompt.model_inputs(batch))
+        with shared_prompt.prepared(model, batch) as inputs:
+            outputs = hidden_outputs(model, inputs)
         hidden = outputs["hidden"][:, -batch["input_ids"].shape[-1] :]  # virtual tokens stand before the text
         outputs["hidden"] = hidden.reshape(len(batch["labels"]), -1, hidden.shape[-1])
         return outputs

@@ -1,14 +1,15 @@
 """A prompt with two answers as one row of a batch, the prompt computed once.
 
-A row is prompt + chosen + rejected. The rejected answer's positions go on from the prompt's end, and a mask
-[B, 1, T, T] lets a token see the prompt and its own answer only, so that each answer is what it would be in a sequence
-of its own; its first token is predicted from the prompt's last position. Restarting `position_ids` alone would not do:
-transformers takes that for packed texts, which do not see the prompt.
+A row is prompt + chosen + rejected. The rejected answer's positions go on from the prompt's end, and a token sees the
+prompt and its own answer only, by a mask [B, 1, T, T] or by attention in sequences apart (`apart`), so that each answer
+is what it would be in a sequence of its own; its first token is predicted from the prompt's last position. Restarting
+`position_ids` alone would not do: transformers takes that for packed texts, which do not see the prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from alignkit.components import Batch
 from alignkit.tasks.padding import pad
 from alignkit.tasks.stock import IGNORED
+from alignkit_preference import apart
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 """What a token is part of, in `answer`."""
@@ -85,12 +87,33 @@ def shared_mask(answer: Tensor, real: Tensor) -> Tensor:
     return torch.zeros(sees.shape, device=sees.device).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
 
 
+def sequences(answer: Tensor, real: Tensor) -> Tensor:
+    """[B, 2, T]: whether a token is part of the prompt with the chosen answer, and of that with the rejected one.
+
+    Args:
+        answer: [B, T] of `PROMPT`, `CHOSEN` and `REJECTED`.
+        real: [B, T], 0 at padding.
+    """
+    return torch.stack([answer != REJECTED, answer != CHOSEN], 1) & real[:, None].bool()
+
+
 def model_inputs(batch: Batch) -> Batch:
     """What the model takes of a batch: of separate answers one sequence each, [2 B, T]."""
     ids, real, positions = batch["input_ids"], batch["attention_mask"], batch["position_ids"]
     if ids.dim() == 3:
         return {"input_ids": ids.flatten(0, 1), "attention_mask": real.flatten(0, 1)}
     return {"input_ids": ids, "attention_mask": shared_mask(batch["answer"], real), "position_ids": positions}
+
+
+@contextlib.contextmanager
+def prepared(model: nn.Module, batch: Batch) -> Iterator[Batch]:
+    """What the model takes of a batch; inside, it attends in sequences apart where it can."""
+    inputs = model_inputs(batch)
+    if batch["input_ids"].dim() == 3:
+        yield inputs
+        return
+    with apart.attention(model, sequences(batch["answer"], batch["attention_mask"])) as beside:
+        yield inputs | beside
 
 
 def scored_hidden(hidden: Tensor, batch: Batch) -> Tensor:
@@ -123,7 +146,7 @@ def deviation(model: nn.Module, ids: Sequence[int]) -> float:
     """How far the hidden states of two answers in one row lie from those of separate sequences, relative to their size.
 
     Near 0 where the model and its attention implementation read masks and positions as they are meant; of the order
-    of 1 where they do not. Costs two forward passes of seven tokens.
+    of 1 where they do not. The larger one of by the mask and with attention apart. Costs four passes of seven tokens.
 
     Args:
         model: a causal language model, in evaluation mode.
@@ -134,10 +157,14 @@ def deviation(model: nn.Module, ids: Sequence[int]) -> float:
     batch = {name: torch.tensor([values], device=device) for name, values in features.items()}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     body: Any = getattr(model, str(model.base_model_prefix))
-    together = body(**model_inputs(batch), use_cache=False).last_hidden_state[0]
-    apart = [
-        body(torch.tensor([[*ids[:3], *own]], device=device), use_cache=False).last_hidden_state[0]
-        for own in (ids[3:5], ids[5:7])
-    ]
-    expected = torch.cat([apart[0], apart[1][3:]])
-    return float((together - expected).norm() / expected.norm())
+
+    def hidden(**inputs: Tensor) -> Tensor:
+        found: Tensor = body(**inputs, use_cache=False).last_hidden_state[0]
+        return found
+
+    separate = [hidden(input_ids=torch.tensor([[*ids[:3], *own]], device=device)) for own in (ids[3:5], ids[5:7])]
+    expected = torch.cat([separate[0], separate[1][3:]])
+    together = [hidden(**model_inputs(batch))]
+    with prepared(model, batch) as inputs:
+        together.append(hidden(**inputs))
+    return float(torch.stack([(found - expected).norm() for found in together]).max() / expected.norm())

@@ -105,6 +105,8 @@ class TrainingStep:
         inputs: what the collator made: the model's tensors, and `views`, `columns`, `index`.
         index: the optimizer step, from 0.
         micro: the micro-batch within the accumulation window, from 0.
+        epoch: of the training so far, with its fraction.
+        progress: the share of the training's optimizer steps that are done, from 0 to 1.
         counts: counts by name in this micro-batch; None: take them.
         window: counts by name over the whole accumulation window and all processes; None: this batch alone.
     """
@@ -118,6 +120,7 @@ class TrainingStep:
         index: int = 0,
         micro: int = 0,
         epoch: float = 0.0,
+        progress: float = 0.0,
         counts: Mapping[str, int] | None = None,
         window: Mapping[str, int] | None = None,
     ):
@@ -131,7 +134,7 @@ class TrainingStep:
         self._columns: Mapping[str, Any] = inputs.get("columns") or {}
         self.rows: list[int] = torch.as_tensor(inputs["index"]).tolist() if "index" in inputs else []
         """Positions of the batch's rows in the training set; empty where the caller did not say."""
-        self.index, self.micro, self.epoch = index, micro, epoch
+        self.index, self.micro, self.epoch, self.progress = index, micro, epoch, progress
         self.counts = dict(counts) if counts is not None else context.composition.counts(context.task, inputs)
         self.window = dict(window) if window is not None else self.counts
         self.terms: dict[str, LoggedTerm] = {}

@@ -113,6 +113,9 @@ class AlignTrainer(Trainer):
         """Perturbations of examples that were left out because their gradient was not finite, since the last log."""
         self._window: tuple[list[dict[str, int]], dict[str, int]] = ([], {})
         self._logged, self._evaluated, self._stepped = Meter(), Meter(), Meter()
+        self.first_costs: dict[str, float] = {}
+        """Each weighted constraint's mean over the first optimizer step, of the model as it was found; empty where
+        training goes on from a checkpoint."""
         self.add_callback(_AfterStep(self))
 
     # -- a step ------------------------------------------------------------------------------------------------
@@ -178,11 +181,11 @@ class AlignTrainer(Trainer):
     def _next_step(self, model: nn.Module, inputs: Mapping[str, Any]) -> TrainingStep:
         counts, window = self._window
         micro = self.current_gradient_accumulation_steps - len(counts) if counts else 0
-        known = {"counts": counts.pop(0), "window": window} if counts else {}
-        state = self.state
-        return TrainingStep(
-            self.context, model, inputs, index=state.global_step, micro=micro, epoch=state.epoch or 0.0, **known
-        )
+        done, epoch = self.state.global_step, self.state.epoch or 0.0
+        known: dict[str, Any] = {"index": done, "epoch": epoch, "progress": done / max(self.state.max_steps, 1)}
+        if counts:
+            known |= {"counts": counts.pop(0), "window": window}
+        return TrainingStep(self.context, model, inputs, micro=micro, **known)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The window's micro-batches, counted over the whole window and all processes before the first forward."""
@@ -226,6 +229,8 @@ class AlignTrainer(Trainer):
         self.composition.after_step(self.step)
         if self.composition.weights:
             costs = self._stepped.take(self._sum_over_processes)
+            if self.state.global_step == 0:
+                self.first_costs = dict(costs)
             for name, weight in self.composition.weights.items():
                 if name in costs:
                     weight.observe(costs[name])
@@ -279,6 +284,11 @@ class AlignTrainer(Trainer):
             refuse_other_heads(asked, "take `cache_hidden_states` out")
         return ReferenceCache(self._cache, asked, precision, self._cache_hidden)
 
+    def _keep_references(self) -> None:
+        """Write what the reference was asked so far."""
+        if self._context is not None and self._context.reference_cache is not None:
+            self._context.reference_cache.flush()
+
     def _forward(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         """The model's outputs, with the stock loss (label smoothing, `compute_loss_func` …) where there are labels."""
         if not self.task.stock_loss:
@@ -310,7 +320,9 @@ class AlignTrainer(Trainer):
         sized = self.train_dataset is None or hasattr(self.train_dataset, "__len__")
         if self.composition.replays > 1 and not sized:
             found = "the data set has no length, so that its batches cannot be repeated"
-            raise UsageError(Mistake("train_dataset", found, "one with a length, or no method that repeats batches"))
+            replaying = ", ".join(c.name for c in self.composition.components if c.replays > 1)
+            mend = f"pass a data set that has rows by number, or leave out {replaying}"
+            raise UsageError(Mistake("train_dataset", found, "one with a length", mend))
         peft = getattr(self.model, "active_peft_config", None)
         checkpointing = dict(self.args.activation_checkpointing_kwargs or {})
         if self.args.activation_checkpointing:
@@ -480,8 +492,7 @@ class AlignTrainer(Trainer):
         finally:
             self.step = self._passes = None
             self.is_in_train = False
-            if self._context is not None and self._context.reference_cache is not None:
-                self._context.reference_cache.flush()
+            self._keep_references()
         if self.composition.averager is not None:
             self._put(self.composition.averager.average())
         return result
@@ -508,9 +519,11 @@ class AlignTrainer(Trainer):
                 checkpoints.relocate(checkpoint)
             self.accelerator.wait_for_everyone()
             facts = checkpoints.load_components(checkpoint, self.composition)
+        self._keep_references()
         self._context = None  # with the reference of a training before: two copies at once would be one too many
         self._context = self._make_context(facts.get("unit_length"))
         self._logged, self._stepped, self._skipped = Meter(), Meter(), 0
+        self.first_costs = {}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint keeps the last weights, to go on from; any other saving takes the averager's."""

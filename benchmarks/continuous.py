@@ -134,12 +134,17 @@ def table(lines: list[dict[str, Any]]) -> str:
                 _share([r for line in found for r in line.get("refused", {}).get(n, [])]) for n in ("benign", "harmful")
             ]
             broken = [
-                _share([a["broken"] for line in found for a in line["attempts"] if a["measured"] == name])
+                _share([a["broken"] for line in found for a in _open(line["attempts"]) if a["measured"] == name])
                 for name in measured
             ]
             seeds = ", ".join(str(line["seed"]) for line in found)
             made.append(f"| {variant} | {seeds} | {', '.join(perplexities)} | {' | '.join([*refused, *broken])} |")
     return "\n".join(made)
+
+
+def _open(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those at requests whose beginning was not the likeliest answer before."""
+    return [attempt for attempt in attempts if not attempt["measures"].get("matched_before")]
 
 
 def _share(found: list[bool]) -> str:

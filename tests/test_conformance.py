@@ -17,6 +17,7 @@ from alignkit.testing.models import Row
 from alignkit.testing.training import make_rows, short_collections
 
 FIELDS: dict[str, dict[str, Any]] = {
+    "adversary/awp": {"start": 0.0},
     "adversary/fgm": {"epsilon": 0.5},
     "attack/gcg": {"suffix_length": 3, "steps": 2, "width": 8, "answer_tokens": 4},
     "attack/pgd": {"radii": (0.1, 0.5), "steps": 4},

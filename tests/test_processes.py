@@ -61,7 +61,7 @@ def train(folder: Path, head: str, which: str, processes: int, micro: int) -> di
     }
     made |= {"plain": [], "fgm-and-kl": [FGM(epsilon=0.5), KLReference(weight=0.5)]}
     made |= {"fgsm": [FGSM()], "pgd": [PGD(random_start=True)], "freelb": [FreeLB()], "free-at": [FreeAT(steps=2)]}
-    made |= {"awp": [AWP(alpha=0.05)]}
+    made |= {"awp": [AWP(alpha=0.05, start=0)]}
     made |= {"vat": [VAT()], "smart": [SMART(momentum=0.5)], "r3f": [R3F()], "latent": [Latent(clean=False)]}
     trainer = make_trainer(
         head, folder, made[which], rows=make_rows(head, STEPS * ROWS), max_steps=STEPS,

@@ -36,7 +36,7 @@ def command(
     column: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="A field of the task and the file's column.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows to attack, at even distances.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to score and attack, at even distances.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write attempts here, as JSON lines.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the curve over an attack's radii here, as SVG.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 32,
@@ -58,7 +58,7 @@ def command(
     aligned, _, rows = with_rows(run, labelled, task)
     tests = {name: examples for name, examples in rows.items() if name.startswith("test")} or rows
     limits = [attack.limit for attack in attacks if attack.limit is not None]
-    if len(limits) == len(attacks) and not any(attack.needs_score for attack in attacks):  # no other row is needed
+    if len(limits) == len(attacks):  # so that what is said of the split is said of the rows that are attacked
         tests = {name: [rows[i] for i in spread(len(rows), max(limits))] for name, rows in tests.items()}
     if plot is not None:
         _refuse_without_curve(plot, attacks, aligned)
@@ -112,7 +112,7 @@ def _refuse_without_curve(plot: Path, attacks: Sequence[Attack], aligned: Aligne
     from alignkit.evaluation.victim import Victim
     from alignkit.report.plots import is_radius
 
-    if mistakes := list(refusals(attacks, aligned.task)):
+    if mistakes := list(refusals(attacks, aligned.task, aligned.tokenizer)):
         raise UsageError(*mistakes)
     with Victim(aligned.task, aligned.model, aligned.tokenizer) as victim:
         settings = [list(filter(is_radius, attack.attempt(victim, []))) for attack in attacks]

@@ -71,6 +71,8 @@ class Attempt:
     """Inputs that the model was asked about for this example, gradients included."""
     broken: bool | None = None
     """The attack reached its goal; None: where the prediction was right before and is not any more."""
+    reached: bool = False
+    """The example had the goal of an attack that has one of its own as it stands: neither broken nor survived."""
     measures: dict[str, float] = field(default_factory=dict)
     """What else was measured; the means over examples are reported."""
 

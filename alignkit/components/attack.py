@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
@@ -40,6 +40,10 @@ class Attack(Component, abstract=True):
 
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """Before anything is attacked: what the task, for the model that it is to be put to, lacks for it."""
+        return ()
+
+    def check_tokenizer(self, task: Task, tokenizer: Any) -> Iterable[Mistake]:
+        """As `check_task`, and after it, once the model's tokenizer is known: what the attack lacks in it."""
         return ()
 
     def attempt(self, victim: Victim, examples: list[Example]) -> Mapping[str, list[Attempt]]:

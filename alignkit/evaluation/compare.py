@@ -98,7 +98,7 @@ def evaluate(
     Raises:
         UsageError: an attack or an evaluator that the task cannot be put to.
     """
-    if mistakes := [*refusals(attacks, task), *unfit(evaluators, task, splits=bool(splits))]:
+    if mistakes := [*refusals(attacks, task, tokenizer), *unfit(evaluators, task, splits=bool(splits))]:
         raise UsageError(*mistakes)
     measured, clean = Measured(), {}
     for name, examples in splits.items():

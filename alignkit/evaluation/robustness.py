@@ -47,9 +47,10 @@ def attacked(
 
     Returns:
         By setting. Statistics of each row are the task's, for the prediction under attack, and `attack/rows`,
-        `attack/right` (before; not of an attack with a goal of its own), `attack/survived`, `attack/attacked`,
-        `attack/queries`, and the attack's measures with their counts. A row whose prediction is all wrong is
-        not attacked: it has not survived, and no attack succeeded on it.
+        `attack/right` (before; of an attack with a goal of its own `attack/open`: the goal was not reached before),
+        `attack/survived`, `attack/attacked`, `attack/queries`, and the attack's measures with their counts. A row
+        whose prediction is all wrong is not attacked: it has not survived, and no attack succeeded on it. The same is
+        said of a row that had reached the attack's goal before.
 
     Raises:
         PluginError: the attack does not give one attempt per example.
@@ -65,9 +66,9 @@ def attacked(
         statistics, lines = [], []
         for i, example in enumerate(chosen):
             attempt = by_row.get(i, Attempt(before[i]))
-            changed, right = attempt.example or example, scores[i] >= 1.0
+            changed, right = attempt.example or example, scores[i] >= 1.0 and not attempt.reached
             broken = right and _broken(task, changed, attempt)
-            own = {"rows": 1.0, "survived": float(right and not broken)} | ({"right": float(right)} if scored else {})
+            own = {"rows": 1.0, "survived": float(right and not broken), "right" if scored else "open": float(right)}
             own |= {"attacked": float(i in by_row), "queries": float(attempt.queries)}
             own |= {f"measure {name}": float(value) for name, value in attempt.measures.items()}
             own |= {f"measured {name}": 1.0 for name in attempt.measures}
@@ -104,8 +105,8 @@ def _attempts(attack: Attack, victim: Victim, examples: list[Example]) -> dict[s
 def attack_metrics(sums: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy before (right / all rows) and under attack (survived / all), success (broken / those that were right).
 
-    Of an attack with a goal of its own no row is right before: its success is that of all rows. Queries and the
-    attack's own measures are means over the rows that were attacked, or measured.
+    Of an attack with a goal of its own no row is right before: its success is that of the rows which had not reached
+    the goal without it. Queries and the attack's own measures are means over the rows that were attacked, or measured.
     """
 
     def ratio(part: str, whole: str) -> Any:
@@ -117,21 +118,27 @@ def attack_metrics(sums: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **({BEFORE: ratio("right", "rows")} if scored else {}),
             ACCURACY: ratio("survived", "rows"),
-            SUCCESS: 1.0 - ratio("survived", "right" if scored else "rows"),
+            SUCCESS: 1.0 - ratio("survived", "right" if scored else "open"),
             QUERIES: ratio("queries", "attacked"),
             **{name: ratio(f"measure {name}", f"measured {name}") for name in measures},
         }
 
 
-def refusals(attacks: Sequence[Attack], task: Task) -> Iterator[Mistake]:
-    """Attacks that the task cannot be put to, each with the reason."""
+def refusals(attacks: Sequence[Attack], task: Task, tokenizer: Any = None) -> Iterator[Mistake]:
+    """Attacks that the task cannot be put to, each with the reason.
+
+    Args:
+        tokenizer: the model's, once it is known: what the attacks lack in it is said, too.
+    """
     name_apart(attacks)
     for attack in attacks:
         if attack.needs_score and type(task).score is Task.score:
             found = f"task {task.name} does not say which predictions are right"
             yield Mistake(f"attack {attack.name}", found, "a task that does, or an attack with a goal of its own")
-        else:
-            yield from attack.check_task(task)
+        elif mistakes := list(attack.check_task(task)):
+            yield from mistakes
+        elif tokenizer is not None:
+            yield from attack.check_tokenizer(task, tokenizer)
 
 
 def spread(number: int, limit: int | None) -> list[int]:

@@ -179,6 +179,7 @@ def test_a_model_is_attacked_on_a_file_and_json_is_all_that_stdout_gets(
     splits = ["test", "test against typos", "test against pgd 0.1", "test against pgd 0.2"]
     assert list(document["after"]) == splits
     assert {document["after"][split]["accuracy_under_attack"]["n"] for split in splits[1:]} == {6}
+    assert document["after"]["test"]["f1"]["n"] == 6, "of the rows that were attacked, like the others"
     assert lines_of(tmp_path / "attempts.jsonl") == document["attempts"]
     svg = (tmp_path / "curve.svg").read_text("utf-8")
     minidom.parseString(svg)

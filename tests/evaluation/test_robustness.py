@@ -143,6 +143,24 @@ def test_an_attack_with_a_goal_of_its_own_is_put_to_every_row(tagged):
     assert figures["loss"] == pytest.approx(2.5)
 
 
+def test_rows_that_had_reached_the_goal_before_are_neither_broken_nor_survivors(tagged):
+    victim, examples, clean = tagged
+    script = {i: Attempt({}, broken=i < 3, reached=i == 0) for i in range(6)}  # row 0 had reached it, 1 and 2 do
+    found = attacked(scripted(*script.items(), of=Aimless), victim, examples, clean)[""]
+    figures = metrics_of(found)
+    assert figures["attack_success"] == pytest.approx(2 / 5)
+    assert figures["accuracy_under_attack"] == pytest.approx(3 / 6)
+    assert [line["broken"] for line in found.lines] == [False, True, True, False, False, False]
+
+
+def test_where_all_had_reached_the_goal_before_the_success_is_not_a_number(tagged):
+    victim, examples, clean = tagged
+    attack = scripted(*((i, Attempt({}, reached=True)) for i in range(6)), of=Aimless)
+    figures = metrics_of(attacked(attack, victim, examples, clean)[""])
+    assert np.isnan(figures["attack_success"])
+    assert figures["accuracy_under_attack"] == 0.0
+
+
 def test_of_no_rows_that_were_right_the_success_is_not_a_number(tagged):
     victim, examples, _ = tagged
     attack = scripted()

@@ -51,7 +51,7 @@ def test_a_weight_or_a_gradient_of_zero_is_not_moved():
 def test_the_gradient_is_that_at_the_moved_weights(head, fields, make_step, losses_of):
     model, _, batch = tiny(head)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step = make_step(model, batch, [AWP(**fields)])
+    step = make_step(model, batch, [AWP(start=0, **fields)])
     (found,) = losses_of(step)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
@@ -76,7 +76,7 @@ def test_the_gradient_is_that_at_the_moved_weights(head, fields, make_step, loss
 def test_only_matrices_that_are_trained_move(make_step):
     model, _, batch = tiny("bert-token-classification")
     model.get_input_embeddings().requires_grad_(False)
-    step = make_step(model, batch, [AWP(alpha=0.1)])
+    step = make_step(model, batch, [AWP(alpha=0.1, start=0)])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for _ in step.context.composition.attack(step):
         moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
@@ -91,13 +91,21 @@ def test_before_its_start_it_trains_plainly(make_step, losses_of):
     plain = model(**batch).loss.item()
     step = make_step(model, batch, [AWP(alpha=0.1, start=0.5)])
     assert losses_of(step) == pytest.approx([plain])
-    step.epoch, step.total = 0.5, None
+    step.progress, step.total = 0.5, None
     assert losses_of(step)[0] > plain + 1e-3
+
+
+def test_it_begins_after_its_share_of_the_training(tmp_path, monkeypatch):
+    perturbed = []
+    monkeypatch.setattr(AWP, "_changes", lambda self, step: perturbed.append(step.index) or {})
+    with short_collections():
+        make_trainer("bert-token-classification", tmp_path, [AWP(start=0.5)], max_steps=6).train()
+    assert perturbed == [3, 4, 5]
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(logistic, make_step):
     logistic.model.broken = 1
-    step = make_step(logistic.model, logistic.batch, [AWP(alpha=0.1)])
+    step = make_step(logistic.model, logistic.batch, [AWP(alpha=0.1, start=0)])
     before = {name: p.detach().clone() for name, p in logistic.model.named_parameters()}
     losses = step.context.composition.attack(step)
     assert next(losses).item() == pytest.approx(logistic.loss(), rel=1e-5)
@@ -111,12 +119,12 @@ def test_bf16_sees_the_moved_weights(outer, make_step, losses_of):
     """Autocast keeps the weights that it has cast, those of before the move, too."""
     model, _, batch = tiny("bert-token-classification")
     plain = model(**batch).loss.item()
-    step = make_step(model, batch, [AWP(alpha=0.1)])
+    step = make_step(model, batch, [AWP(alpha=0.1, start=0)])
     (fp32,) = losses_of(step)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16)
     if not outer:
         model.forward = autocast(model.forward)
-    step = make_step(model, batch, [AWP(alpha=0.1)])
+    step = make_step(model, batch, [AWP(alpha=0.1, start=0)])
     with autocast if outer else torch.autocast("cpu", enabled=False):
         (loss,) = [loss.item() for loss in step.context.composition.attack(step)]
     assert loss - plain == pytest.approx(fp32 - plain, rel=0.1)
@@ -126,14 +134,15 @@ def test_accumulated_micro_batches_move_the_weights_each_its_own_way(tmp_path):
     head, found = "bert-token-classification", {}
     with short_collections():
         for alpha in (1e-6, 0.02):
-            one = gradient(head, tmp_path, [AWP(alpha=alpha)], rows=make_rows(head, 8))
-            four = gradient(head, tmp_path, [AWP(alpha=alpha)], rows=make_rows(head, 8), size=2, accumulation=4)
+            one = gradient(head, tmp_path, [AWP(alpha=alpha, start=0)], rows=make_rows(head, 8))
+            micro = {"rows": make_rows(head, 8), "size": 2, "accumulation": 4}
+            four = gradient(head, tmp_path, [AWP(alpha=alpha, start=0)], **micro)
             found[alpha] = float((one - four).norm() / one.norm())
     assert found[1e-6] < 1e-3 < 0.05 < found[0.02]
 
 
 def test_what_its_own_gradient_cannot_go_with_is_refused():
-    composition = Composition([AWP()], StockTask())
+    composition = Composition([AWP(start=0)], StockTask())
     parts = (composition.task, composition.components, composition.objective)
     with pytest.raises(UsageError, match="is not scaled, and vanishes in fp16; expected bf16 or fp32"):
         make_plan(composition, Setting(*parts, precision="fp16"))
@@ -142,6 +151,9 @@ def test_what_its_own_gradient_cannot_go_with_is_refused():
     plan = make_plan(composition, Setting(*parts, precision="bf16", accumulation=2))
     assert plan.factor == pytest.approx(2 + 1 / 3)
     assert any("depends on which rows share a batch" in note for note in plan.notes)
+    composition = Composition([AWP(start=0.25)], StockTask())
+    plan = make_plan(composition, Setting(composition.task, composition.components, composition.objective))
+    assert plan.factor == pytest.approx(1 + 0.75 * 4 / 3)
 
 
 def test_non_finite_gradients_are_logged(tmp_path):
@@ -159,7 +171,7 @@ def test_non_finite_gradients_are_logged(tmp_path):
     assert [e["nonfinite_gradients"] for e in trainer.state.log_history if "loss" in e] == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("fields", [{"alpha": 0}, {"epsilon": 0}, {"start": -1}])
+@pytest.mark.parametrize("fields", [{"alpha": 0}, {"epsilon": 0}, {"start": -1}, {"start": 1.0}])
 def test_fields_are_in_range(fields):
-    with pytest.raises(ValidationError, match="greater than"):
+    with pytest.raises(ValidationError, match=r"greater than|less than 1"):
         AWP(**fields)

@@ -196,7 +196,7 @@ def test_the_loss_never_rises_and_the_text_gives_what_is_reported():
         assert attempt.example["prompt"].startswith(f"{example['prompt']} ")
         assert attempt.queries <= 2 + 2 + 8 * 25
         assert set(attempt.measures) == {
-            "target_loss_before", "target_loss", "matched", "complied_before", "complied",
+            "target_loss_before", "target_loss", "matched_before", "matched", "complied_before", "complied",
         }  # fmt: skip
 
 
@@ -361,16 +361,63 @@ def test_other_tasks_are_refused(task, name):
     )
 
 
-def test_a_tokenizer_that_cannot_read_a_suffix_is_said_so():
-    victim, (example, *_) = victim_of(), examples()
-    plain = victim.task.encode
+def said_anyway(victim, example):
+    """The example with the model's own likeliest word as its completion."""
+    features = aimed(victim, example)
+    first = next(i for i, label in enumerate(features["labels"]) if label != IGNORED)
+    with torch.no_grad():
+        word = victim.model(torch.tensor([features["input_ids"]])).logits[0, first - 1].argmax().item()
+    found = example.replace(completion=victim.tokenizer.decode([word]))
+    assert asked(victim, found["prompt"], found["completion"])[1]
+    return found
 
-    def merging(given, tokenizer):
-        features = plain(given, tokenizer)
+
+def test_a_row_that_matches_as_it_stands_is_not_attacked_and_counted_apart():
+    model, tokenizer, _ = tiny("llama-causal-lm")
+    attack = GCGAttack(suffix_length=2, steps=1, width=2, top_k=2, answer_tokens=0)
+    attack.name = "gcg"
+    with victim_of(model) as victim:
+        rows = [said_anyway(victim, examples()[0]), *examples()[1:]]
+        first, *others = attack.attempt(victim, rows)[""]
+    assert (first.reached, first.broken, first.example, first.queries) == (True, False, None, 1)
+    assert (first.measures["matched_before"], first.measures["matched"]) == (1.0, 1.0)
+    assert first.measures["target_loss"] == first.measures["target_loss_before"]
+    assert not any(attempt.reached or attempt.broken for attempt in others)
+    metrics = evaluate(chat(), model, tokenizer, {"test": rows}, attacks=[attack]).metrics["test against gcg"]
+    assert metrics["attack_success"] == 0.0, "of the two that did not match before"
+    assert metrics["matched_before"] == metrics["matched"] == pytest.approx(1 / 3)
+    assert metrics["accuracy_under_attack"] == pytest.approx(2 / 3)
+
+
+def merging_repeats(encode):
+    """A task's `encode`, as if repeated tokens were one."""
+
+    def merged(given, tokenizer):
+        features = encode(given, tokenizer)
         ids = features["input_ids"]
-        kept = [i for i in range(len(ids)) if not (i and ids[i] == ids[i - 1])]  # as if repeated tokens were one
+        kept = [i for i in range(len(ids)) if not (i and ids[i] == ids[i - 1])]
         return {name: [values[i] for i in kept] for name, values in features.items()}
 
-    victim.task.encode = merging
-    with victim, pytest.raises(UsageError, match=r"does not read ! ! ! … as a token each"):
+    return merged
+
+
+def test_a_tokenizer_that_cannot_read_a_suffix_is_refused_before_anything_is_asked(monkeypatch):
+    model, tokenizer, _ = tiny("llama-causal-lm")
+    task = chat()
+    task.encode = merging_repeats(task.encode)
+    attack = GCGAttack(suffix_length=3)
+    attack.name = "gcg"
+    monkeypatch.setattr(model, "forward", None)
+    with pytest.raises(UsageError) as refused:
+        evaluate(task, model, tokenizer, {"test": examples()}, attacks=[attack])
+    assert str(refused.value) == (
+        "attack gcg: the tokenizer does not read ! ! ! … as a token each, or the task has no room; expected a suffix "
+        "to begin with; raise the task's maximum_length, or take pgd with `target: completion`, which needs no text"
+    )
+
+
+def test_a_row_in_which_no_suffix_can_be_read_is_said_so():
+    victim, (example, *_) = victim_of(), examples()
+    victim.task.encode = merging_repeats(victim.task.encode)
+    with victim, pytest.raises(UsageError, match=r"row 0: the tokenizer does not read ! ! ! … as a token each"):
         GCGAttack(suffix_length=3).attempt(victim, [example])

@@ -468,6 +468,19 @@ def test_fields():
             HotFlipAttack(maximum_flips=wrong)
 
 
+def test_a_tokenizer_that_does_not_say_where_its_tokens_are_is_refused_before_anything_is_asked():
+    class Slow:
+        """Stands for one without a fast version."""
+
+    task = named(TextClassification(), "text-classification")
+    with pytest.raises(UsageError) as refused:
+        evaluate(task, None, Slow(), {"test": []}, attacks=[named(HotFlipAttack(), "hotflip")])
+    assert str(refused.value) == (
+        "attack hotflip: Slow cannot say where in a text a token is; expected a fast tokenizer; save the model with "
+        "its fast tokenizer, or take deepwordbug or typos, which change words"
+    )
+
+
 def test_tasks_that_ask_more_than_once_are_refused():
     with pytest.raises(UsageError, match="attack hotflip: task x asks the model more than once for a prediction"):
         evaluate(named(PromptedClassification(), "x"), None, None, {}, attacks=[named(HotFlipAttack(), "hotflip")])

@@ -126,7 +126,7 @@ def test_the_completion_is_descended_on_the_prompt(batch_size):
             free = real(victim, ids) & (torch.arange(ids.shape[1]) < first)
             wanted = labels[labels != IGNORED]
             there = slice(first - 1, first - 1 + len(wanted))
-            points, given = [], False
+            points, given = [], []
             for radius in attack.radii:
                 found = by_inputs_embeds(
                     victim, ids, free,
@@ -136,14 +136,37 @@ def test_the_completion_is_descended_on_the_prompt(batch_size):
                     radius, 4, 0.5, -1.0,
                 )  # fmt: skip
                 points += [loss for loss, _ in found]
-                given |= any(torch.equal(logits[0, there].argmax(-1), wanted) for _, logits in found)
+                given += [torch.equal(logits[0, there].argmax(-1), wanted) for _, logits in found]
                 attempt = attempts[f"{radius:g}"][place]
                 assert attempt.measures["target_loss"] == pytest.approx(min(points), rel=1e-4)
                 assert attempt.measures["target_loss_before"] == pytest.approx(points[0], rel=1e-4)
                 assert attempt.prediction["nll"] == pytest.approx(min(points) * len(wanted), rel=1e-4)
-                assert attempt.broken == given
+                assert attempt.broken == (any(given) and not given[0])
+                assert attempt.reached == given[0] == bool(attempt.measures["matched_before"])
+                assert bool(attempt.measures["matched"]) == any(given)
                 assert attempt.example is None
             assert attempt.queries == 2 * 5
+
+
+def test_a_row_that_the_model_completes_anyway_is_counted_apart():
+    victim, rows = chat_victim()
+    with victim:
+        features = aimed(victim, rows[0])
+        ids, labels = torch.tensor([features["input_ids"]]), torch.tensor(features["labels"])
+        first = int((labels != IGNORED).nonzero()[0])
+        said = victim.model(ids).logits[0, first - 1].argmax().item()
+        word = victim.tokenizer.decode([said])
+        easy = rows[0].replace(completion=word)
+        assert aimed(victim, easy)["labels"][first] == said, "another word is its likeliest one"
+        attempts = PGDAttack(target="completion", radii=(0.01, 30.0), steps=40, step_size=0.1).attempt(
+            victim, [easy, rows[1]]
+        )
+    for attempt, other in zip(attempts["0.01"], attempts["30"], strict=True):
+        assert (attempt.reached, attempt.measures["matched_before"]) == (other.reached, float(other.reached))
+    assert [(a.reached, a.broken, a.measures["matched"]) for a in attempts["30"]] == [
+        (True, False, 1.0),
+        (False, True, 1.0),
+    ]
 
 
 def test_a_large_radius_gets_the_completion_out():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from alignkit.components import Adversary
 from alignkit.errors import Mistake
@@ -51,14 +51,14 @@ class AWP(Adversary):
     text adds the clean loss. The code in common use for text clamps v to +- epsilon |w| per entry, which the paper does
     not: done here, too. That code takes alpha 1 with an epsilon of 0.0001 to 0.2, so that nearly every entry ends at
     its bound; the released code takes alpha 0.005 for TRADES (0.01 without), beginning after 10 of 200 epochs (at once
-    without). With 0.005 and no bound to speak of, MiniLM with a fresh head learnt nothing; the defaults here raise the
-    loss of a trained tagger by a third. For a fresh head even they are too much from the first step (MiniLM on SST-2
-    predicted one class in two seeds of three): give it a `start`, or a model that works already. The paper takes g on
-    adversarial inputs; here a run has one adversary, so g is the gradient on the inputs as they are.
+    without). With 0.005 and no bound to speak of, MiniLM with a fresh head learnt nothing; alpha and epsilon here raise
+    the loss of a trained tagger by a third. From the first step even they are too much for a fresh head (MiniLM on
+    SST-2 predicted one class in two seeds of three), hence the late `start`; a model that works already may take 0. The
+    paper takes g on adversarial inputs; here a run has one adversary, so g is the gradient on the inputs as they are.
 
     `train_loss` is the clean loss. An update is skipped, and the rows are counted, where g is not finite.
 
-    Cost: one forward and backward pass more than a plain step, from `start` on, and some ten passes through the memory
+    Cost: from `start` on, one forward and backward pass more than a plain step and some ten passes through the memory
     of the matrices: 2 times a plain step where batches are large, 2.6 on MiniLM with 16 rows of 32 tokens. Memory: the
     gradients, the changes and a copy of the matrices that are trained; next to nothing under LoRA. Weights kept in bf16
     hardly represent changes of 0.5 percent: train with `bf16: true`, which keeps them in fp32.
@@ -68,7 +68,7 @@ class AWP(Adversary):
     it couples rows.
 
     Example:
-        >>> AWP(start=1.0).couples_rows
+        >>> AWP(start=0.5).couples_rows
         True
     """
 
@@ -76,13 +76,21 @@ class AWP(Adversary):
     """Length of a tensor's perturbation before it is clamped, as a share of the tensor's L2 norm."""
     epsilon: PositiveFloat = 0.01
     """Bound on each entry's perturbation, as a share of the entry."""
-    start: NonNegativeFloat = 0.0
-    """Epochs of plain training before it begins."""
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Share of the training, in optimizer steps, that is plain before it begins."""
 
     couples_rows: ClassVar[bool] = True
-    backwards: ClassVar[float] = 1.0
-    forwards: ClassVar[float] = 1.0
     perturbs: ClassVar[bool] = False
+
+    @property
+    def backwards(self) -> float:  # type: ignore[override]  # a constant of the class in most adversaries
+        """The pass that gives the direction, in the steps from `start` on."""
+        return 1.0 - self.start
+
+    @property
+    def forwards(self) -> float:  # type: ignore[override]
+        """What the passes through the matrices' memory take, in forward passes, in the steps from `start` on."""
+        return 1.0 - self.start
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         """Its gradient is taken beside the training's own, which fp16's scaling and reentrant checkpointing forbid."""
@@ -97,7 +105,7 @@ class AWP(Adversary):
 
     def attack(self, step: TrainingStep) -> Iterator[Tensor]:
         """The loss at the perturbed weights; before `start` the plain one."""
-        if step.epoch < self.start:
+        if step.progress < self.start:
             yield step.loss()
             return
         with step.shifted(self._changes(step)):

@@ -57,9 +57,9 @@ class VAT(Adversary):
     of 16 rows) -.18, -1.0 at xi = 1e-6; .999, .41 at 1e-4; 1.000, .998 at 0.1; .958, .74 at 1. Under bf16 autocast it
     is -.02, -.89 at 1e-3; .96, .49 at 0.1; .99, .63 at 0.3. The default is 0.1, as in the text paper's released code.
 
-    Cost: one forward and backward pass, and K inner ones of about .73 each, which make no gradients of parameters: 2.6
-    times a plain step at K = 1 (MiniLM, CPU). Validation measures the penalty, too, at the same cost. Memory: two [B,
-    T, D], one more pass's activations.
+    Cost: one forward and backward pass, and K inner ones of about .73 each, which make no gradients of parameters: 2.4
+    to 2.6 times a plain step at K = 1 (MiniLM, CPU). Validation measures the penalty, too, at the same cost. Memory:
+    two [B, T, D], one more pass's activations.
 
     Relations: `fgm` needs labels and trains on them at the perturbed point; `smart` bounds every entry and lets the
     clean prediction move as well; `r3f` replaces the search by noise, for less than half the price. Rows without labels

@@ -97,13 +97,14 @@ class GCGAttack(Attack):
     it, for a CPU. State the budget with the figures.
 
     Broken means that the target is matched: under teacher forcing it is the likeliest token at each of its positions,
-    so that greedy decoding says it word for word (the paper's criterion for harmful strings). That needs no judge.
-    Whether the model complied is measured beside it: its greedy answer of `answer_tokens` tokens does not begin as
-    refusals do (the paper's criterion for harmful behaviours; see `alignkit.evaluation.refusals`). A model may comply
-    in other words, or never refuse at all, hence `complied_before`, of the row without a suffix.
+    so that greedy decoding says it word for word (the paper's criterion for harmful strings). That needs no judge. A
+    row that matches as it stands is not attacked, and counted neither as broken nor as survived. Whether the model
+    complied is measured beside it: its greedy answer of `answer_tokens` tokens does not begin as refusals do (the
+    paper's criterion for harmful behaviours; see `alignkit.evaluation.refusals`). A model may comply in other words, or
+    never refuse at all, hence `complied_before`, of the row without a suffix.
 
-    Measures, means over rows: `target_loss_before` (without a suffix) and `target_loss`, nats per token; `matched`;
-    `complied_before` and `complied`.
+    Measures, means over rows: `target_loss_before` (without a suffix) and `target_loss`, nats per token;
+    `matched_before` and `matched`; `complied_before` and `complied`.
 
     Cost: per row and step one gradient and `width` forward passes of what follows the user's message, whose beginning
     the model reads once per row (where it keeps keys and values); a look at `width` texts or more by the tokenizer; two
@@ -136,6 +137,7 @@ class GCGAttack(Attack):
     directions: ClassVar[Mapping[str, int]] = {
         "target_loss_before": 1,
         "target_loss": 1,
+        "matched_before": -1,
         "matched": -1,
         "complied_before": -1,
         "complied": -1,
@@ -144,6 +146,12 @@ class GCGAttack(Attack):
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """Rows that are a prompt and a completion."""
         return needs_completions(getattr(self, "name", "gcg"), task)
+
+    def check_tokenizer(self, task: Task, tokenizer: Any) -> Iterable[Mistake]:
+        """One that reads a suffix to begin with as so many tokens."""
+        greeting = task.parse({"prompt": "Hello", "completion": "Hello"}, "a greeting")
+        if next(beginnings(task, tokenizer, greeting, self.suffix_length), None) is None:
+            yield _no_beginning(f"attack {getattr(self, 'name', 'gcg')}")
 
     def attempt(self, victim: Victim, examples: list[Example]) -> Mapping[str, list[Attempt]]:
         """One attempt per example, each on its own: a row's suffix depends on no other row."""
@@ -162,19 +170,27 @@ class GCGAttack(Attack):
         plain = aimed(victim, example)
         if not plain:  # nothing to be after
             return Attempt({}, broken=False)
-        before, queries = losses(victim, [plain])[0][0], 2  # and once more for the figures of what was found
-        for best, asked in self.search(victim, example, allowed):  # noqa: B007  # the last one is the result
-            queries += asked
-            stepped()
-        best.loss, best.matched = losses(victim, [best.features])[0]
-        measures = {"target_loss_before": before, "target_loss": best.loss, "matched": float(best.matched)}
+        (before, reached), queries = losses(victim, [plain])[0], 1
+        best = Suffixed(example, plain, 0, [], before, reached)
+        if not reached:
+            for best, asked in self.search(victim, example, allowed):  # noqa: B007  # the last one is the result
+                queries += asked
+                stepped()
+            best.loss, best.matched = losses(victim, [best.features])[0]
+            queries += 1
+        measures = {"target_loss_before": before, "target_loss": best.loss}
+        measures |= {"matched_before": float(reached), "matched": float(best.matched)}
         tokens = sum(label >= 0 for label in plain["labels"])
         said: dict[str, Any] = {"nll": best.loss * tokens, "tokens": tokens}
         if self.answer_tokens:
-            answers = [self._answer(victim, e) for e in (example, best.example)]
-            measures |= {"complied_before": float(not refuses(answers[0])), "complied": float(not refuses(answers[1]))}
-            said["answer"] = answers[1]
-        return Attempt(said, example=best.example, queries=queries, broken=best.matched, measures=measures)
+            first = last = self._answer(victim, example)
+            if not reached:
+                last = self._answer(victim, best.example)
+            measures |= {"complied_before": float(not refuses(first)), "complied": float(not refuses(last))}
+            said["answer"] = last
+        changed = None if reached else best.example
+        broken = best.matched and not reached
+        return Attempt(said, changed, queries, broken=broken, reached=reached, measures=measures)
 
     def search(self, victim: Victim, example: Example, allowed: Tensor) -> Iterator[tuple[Suffixed, int]]:
         """The best suffix so far, at first and after each step, and how much was asked for it since the last.
@@ -210,30 +226,19 @@ class GCGAttack(Attack):
         """The row with the suffix that the search begins with.
 
         Raises:
-            UsageError: the tokenizer reads none of `FILLERS` as one token each.
+            UsageError: in this row the tokenizer reads none of `FILLERS` as one token each.
         """
-        for fillers in FILLERS:
-            one, other = (aimed(victim, appended(example, " ".join([f] * self.suffix_length))) for f in fillers)
-            ids, others = one["input_ids"], other["input_ids"]
-            places = [i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b]
-            if len(ids) == len(others) and places and places == list(range(places[0], places[0] + self.suffix_length)):
-                begun = self._with(victim, example, one, places[0], ids[places[0] : places[-1] + 1])
-                if begun is not None:
-                    return begun
-        found = f"the tokenizer does not read {' '.join(FILLERS[0][0] * 3)} … as a token each"
-        raise UsageError(Mistake(f"attack gcg, {example.where}", found, "a suffix to begin with"))
+        for changed, start, suffix in beginnings(victim.task, victim.tokenizer, example, self.suffix_length):
+            return Suffixed(changed, aimed(victim, changed), start, suffix)
+        raise UsageError(_no_beginning(f"attack gcg, {example.where}"))
 
     def _with(
         self, victim: Victim, example: Example, features: Features, start: int, suffix: list[int]
     ) -> Suffixed | None:
         """The row with another suffix; None where the tokenizer would read its text as other tokens."""
         ids = [*features["input_ids"][:start], *suffix, *features["input_ids"][start + len(suffix) :]]
-        text = victim.tokenizer.decode(suffix, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        changed = appended(example, text)
-        encoded: Any = victim.task.encode(changed, victim.tokenizer)
-        if encoded is None or encoded["input_ids"] != ids:
-            return None
-        return Suffixed(changed, {**features, "input_ids": ids}, start, suffix)
+        changed = reread(victim.task, victim.tokenizer, example, ids, suffix)
+        return None if changed is None else Suffixed(changed, {**features, "input_ids": ids}, start, suffix)
 
     def _swapped(
         self,
@@ -283,6 +288,39 @@ def losses(
             of_rows, given = target_losses(victim, batch, beginning=beginning)
             found.update(zip(batch.places, zip(of_rows.tolist(), given.tolist(), strict=True), strict=True))
     return [found[place] for place in range(len(rows))]
+
+
+def beginnings(task: Task, tokenizer: Any, example: Example, length: int) -> Iterator[tuple[Example, int, list[int]]]:
+    """What a search may begin with: the example with a suffix, where in `input_ids` that is, and its `length` tokens.
+
+    Yields:
+        One for each of `FILLERS` that the tokenizer reads as so many tokens, and its text as the same ones.
+    """
+    for fillers in FILLERS:
+        read: list[Any] = [task.encode(appended(example, " ".join([f] * length)), tokenizer) for f in fillers]
+        if None in read:
+            continue
+        ids, others = (features["input_ids"] for features in read)
+        places = [i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b]
+        if len(ids) == len(others) and places and places == list(range(places[0], places[0] + length)):
+            suffix = ids[places[0] : places[-1] + 1]
+            changed = reread(task, tokenizer, example, ids, suffix)
+            if changed is not None:
+                yield changed, places[0], suffix
+
+
+def reread(task: Task, tokenizer: Any, example: Example, ids: list[int], suffix: list[int]) -> Example | None:
+    """The example with the suffix as text; None where that is not read as `ids`."""
+    text = tokenizer.decode(suffix, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    changed = appended(example, text)
+    encoded: Any = task.encode(changed, tokenizer)
+    return changed if encoded is not None and encoded["input_ids"] == ids else None
+
+
+def _no_beginning(where: str) -> Mistake:
+    found = f"the tokenizer does not read {' '.join(FILLERS[0][0] * 3)} … as a token each, or the task has no room"
+    mend = "raise the task's maximum_length, or take pgd with `target: completion`, which needs no text"
+    return Mistake(where, found, "a suffix to begin with", mend)
 
 
 def printable(victim: Victim) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 
 from alignkit.components import Attack, Attempt
 from alignkit.data.features import windows
-from alignkit.errors import Mistake, UsageError
+from alignkit.errors import Mistake
 from alignkit.evaluation.victim import DIGITS
 from alignkit.tasks.padding import attended
 from alignkit_adversaries.attacks.sites import Site, find_sites, lines_of, replaced_texts, replaced_tokens
@@ -150,11 +150,15 @@ class HotFlipAttack(Attack):
                 f"attack {getattr(self, 'name', 'hotflip')}", found, "a task that predicts from one forward pass"
             )
 
+    def check_tokenizer(self, task: Task, tokenizer: Any) -> Iterable[Mistake]:
+        """One that says where in a text its tokens are."""
+        if not getattr(tokenizer, "is_fast", False):
+            found = f"{type(tokenizer).__name__} cannot say where in a text a token is"
+            mend = "save the model with its fast tokenizer, or take deepwordbug or typos, which change words"
+            yield Mistake(f"attack {getattr(self, 'name', 'hotflip')}", found, "a fast tokenizer", mend)
+
     def attempt(self, victim: Victim, examples: list[Example]) -> Mapping[str, list[Attempt]]:
         """One attempt per example; those that are not broken yet take their rounds together."""
-        if not getattr(victim.tokenizer, "is_fast", False):
-            found = f"{type(victim.tokenizer).__name__} cannot say where in a text a token is"
-            raise UsageError(Mistake(f"attack {getattr(self, 'name', 'hotflip')}", found, "a fast tokenizer"))
         classes = self._classes(victim)
         made: list[Attempt] = []
         for start in range(0, len(examples), victim.batch_size):

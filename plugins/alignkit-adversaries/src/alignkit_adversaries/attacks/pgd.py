@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -35,8 +36,9 @@ class PGDAttack(Attack):
     - `completion`, for the task chat (Schwinn et al. 2024, arXiv:2402.09063): the loss of the row's last completion,
       which is what the attacker wants to hear, is descended on the tokens of the prompt: the real ones before it,
       those of the system message and the template's own words among them. Broken is a row whose completion is, at
-      some step (or as it stands), the likeliest token at each of its positions, which is what greedy decoding gives.
-      The token that ends the turn is no part of it. The radius bounds the L2 norm of the whole prompt's perturbation,
+      some step, the likeliest token at each of its positions, which is what greedy decoding gives (`matched`). A row
+      of which that is true as it stands (`matched_before`) is counted neither as broken nor as survived. The token
+      that ends the turn is no part of the target. The radius bounds the L2 norm of the whole prompt's perturbation,
       where `continuous`, the adversary, bounds each token's: n tokens moved by r each have the norm r sqrt(n). Measured
       beside it are the target's mean loss in nats per token without a perturbation (`target_loss_before`) and the
       lowest so far (`target_loss`).
@@ -63,7 +65,12 @@ class PGDAttack(Attack):
     target: Literal["loss", "completion"] = "loss"
     """Drive the `loss` of the right answer up; or, of a chat model, drive that of the row's `completion` down."""
 
-    directions: ClassVar[Mapping[str, int]] = {"target_loss_before": 1, "target_loss": 1}
+    directions: ClassVar[Mapping[str, int]] = {
+        "target_loss_before": 1,
+        "target_loss": 1,
+        "matched_before": -1,
+        "matched": -1,
+    }
 
     def __post_init__(self) -> None:
         if list(self.radii) != sorted(set(self.radii)):
@@ -147,9 +154,7 @@ class PGDAttack(Attack):
                 for losses, given in self._descent(victim, batch, radius):
                     for place, loss, whole in zip(batch.places, losses, given, strict=True):
                         _tried(made[place], loss, whole)
-            yield [
-                Attempt(dict(a.prediction), queries=a.queries, broken=a.broken, measures=dict(a.measures)) for a in made
-            ]
+            yield [replace(a, prediction=dict(a.prediction), measures=dict(a.measures)) for a in made]
 
     def _descent(self, victim: Victim, batch: AttackedBatch, radius: float) -> Iterator[tuple[list[float], list[bool]]]:
         """At 0 and after each step: the loss of each row's target, and whether the model gives it."""
@@ -181,9 +186,11 @@ def moved(
 
 def _tried(attempt: Attempt, loss: float, given: bool) -> None:
     """One point more that was tried for a row; the first of all is the row as it stands."""
+    attempt.reached |= given and not attempt.queries
     attempt.queries += 1
-    attempt.broken = bool(attempt.broken) or given
+    attempt.broken = (bool(attempt.broken) or given) and not attempt.reached
     attempt.measures.setdefault("target_loss_before", loss)
+    attempt.measures |= {"matched_before": float(attempt.reached), "matched": float(attempt.reached or attempt.broken)}
     attempt.measures["target_loss"] = lowest = min(loss, attempt.measures.get("target_loss", loss))
     attempt.prediction["nll"] = lowest * attempt.prediction["tokens"]
 

@@ -11,6 +11,7 @@ from alignkit import models
 from alignkit.catalogue import default_catalogue
 from alignkit.components import Control, Task
 from alignkit.errors import Mistake, UsageError
+from alignkit.kept import controls_of
 from alignkit.models.inspection import read_config
 from alignkit.run_folder import CONTROLS, RECIPE
 
@@ -116,7 +117,7 @@ def load(path: str | Path, task: Task | str | None = None, controls: Iterable[Co
     wanted = [] if controls is None else _controls(controls)
     if chosen is None and recipe_file.is_file():
         recipe = _recipe_of_run(recipe_file)
-        chosen, wanted = recipe.task, recipe.controls if controls is None else wanted
+        chosen, wanted = recipe.task, controls_of(recipe, recipe_file.parent) if controls is None else wanted
     elif chosen is None:
         chosen = _task_of(source, str(path))
     facts = models.facts(source, chosen)

@@ -79,7 +79,7 @@ def relocate(folder: Path) -> None:
     state = json.loads(file.read_text(encoding="utf-8"))
     best = state.get("best_model_checkpoint")
     here = folder.parent / Path(best).name if best else folder
-    if best and not Path(best).is_dir() and here.is_dir():
+    if best and here.is_dir() and here.resolve() != Path(best).resolve():  # another run may stand where it was
         write_json(file, {**state, "best_model_checkpoint": str(here)})
 
 

@@ -51,6 +51,15 @@ class PluginError(AlignkitError):
     """A component breaks its contract; the message names the plugin, and its author must mend it."""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant: `FGM` and `kl_reference` are `fgm` and `kl-reference`."""
+    import difflib
+
+    folded = {one.casefold().replace("_", "-"): one for one in sorted(known)}
+    close = difflib.get_close_matches(name.casefold().replace("_", "-"), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the nearest known name, or a list of what there is, or nothing.
 
@@ -58,10 +67,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("epsilonn", ["epsilon", "alpha"])
         "did you mean 'epsilon'?"
     """
-    import difflib
-
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    if (guess := closest(name, known)) is not None:
+        return f"did you mean {guess!r}?"
     return f"there is {', '.join(known)}" if 0 < len(known) <= 40 else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,23 @@ def bounds(composition: Composition) -> dict[str, float]:
     return {name: weight.bound for name, weight in composition.weights.items() if weight.bound is not None}
 
 
-def conflicts(composition: Composition, setting: Setting) -> Iterator[Mistake]:
-    """Limits that can never matter, whatever the training does."""
+def conflicts(composition: Composition, setting: Setting) -> Iterator[Callable[[], Iterable[Mistake]]]:
+    """Questions, each on its own, for limits that can never matter, whatever the training does."""
     bounded = _bounded(composition)
     for component, bound in bounded:
+        yield partial(_too_high, component, bound, setting)
+    yield partial(_twice, bounded)
+
+
+def _too_high(component: Constraint, bound: float, setting: Setting) -> Iterator[Mistake]:
+    highest = component.ceiling(setting)
+    if highest is not None and bound >= highest:
+        found = f"a limit of {bound:g}, which the penalty cannot exceed: it is {highest:.4g} at most"
         where = f"{component.kind} {component.name}"
-        highest = component.ceiling(setting)
-        if highest is not None and bound >= highest:
-            found = f"a limit of {bound:g}, which the penalty cannot exceed: it is {highest:.4g} at most"
-            yield Mistake(where, found, f"a limit below {highest:.4g}", "or a number as its weight")
+        yield Mistake(where, found, f"a limit below {highest:.4g}", "or a number as its weight")
+
+
+def _twice(bounded: Sequence[tuple[Constraint, float]]) -> Iterator[Mistake]:
     for (one, lower), (other, higher) in combinations(sorted(bounded, key=lambda pair: pair[1]), 2):
         if type(one) is type(other) and _measured(one) == _measured(other):
             found = f"the same penalty as {one.name}, which is held at {lower:g} already: {higher:g} can never matter"
@@ -54,11 +63,15 @@ def notes(composition: Composition, setting: Setting) -> Iterator[str]:
         yield f"the limits of {names} share one loss: where they contradict each other, neither may be met"
 
 
-def unmet(composition: Composition, history: Sequence[Mapping[str, Any]]) -> list[str]:
+def unmet(
+    composition: Composition, history: Sequence[Mapping[str, Any]], floors: Mapping[str, float] | None = None
+) -> list[str]:
     """What is to be said of limits that the last quarter of a training was above, with the likely reason and the mend.
 
     Args:
         history: as `TrainerState.log_history`.
+        floors: what penalties were in the first step, where the model was the reference still: what dropout alone
+            makes of them.
     """
     found = []
     for name, weight in composition.weights.items():
@@ -70,13 +83,18 @@ def unmet(composition: Composition, history: Sequence[Mapping[str, Any]]) -> lis
         if mean > weight.bound * (1 + TOLERANCE):
             found.append(
                 f"{name}: {mean:.3g} on average over the last quarter of training, above its limit of "
-                f"{weight.bound:g}; {_reason(weight, [cost for _, cost in costs])}"
+                f"{weight.bound:g}; {_reason(weight, [cost for _, cost in costs], (floors or {}).get(name, 0.0))}"
             )
     return found
 
 
-def _reason(weight: Weight, costs: Sequence[float]) -> str:
+def _reason(weight: Weight, costs: Sequence[float], floor: float) -> str:
     assert weight.bound is not None
+    if floor > weight.bound:
+        return (
+            f"dropout alone made {floor:.2g} of it in the first step, before anything was learnt: raise `limit` above "
+            "that, or turn dropout off (`head: {hidden_dropout_prob: 0.0}`; the name is the model config's)"
+        )
     if weight.exhausted:
         return "its weight is at its maximum, and no larger one would have met the limit: raise `limit`"
     if min(costs) > weight.bound:

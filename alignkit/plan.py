@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import limits
-from alignkit.components import Component, Objective, Task
+from alignkit.components import Component, Constraint, Objective, Task
 from alignkit.errors import Mistake, UsageError
+from alignkit.findings import UNSETTLED, Findings, Unsettled
 
 if TYPE_CHECKING:
     from alignkit.compose import Composition
@@ -41,7 +42,11 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is made of, as far as it is known before weights are loaded; what `Component.check` looks at."""
+    """What a run is made of, as far as it is known before weights are loaded; what `Component.check` looks at.
+
+    A field in which there is a mistake raises `Unsettled` when it is asked for, and so ends the check that asks: it is
+    told where it is, and nothing that only follows from it.
+    """
 
     task: Task
     components: list[Component]
@@ -61,11 +66,17 @@ class Setting:
     validation: bool = True
     """There is a validation split."""
     examples: Sequence[Example] = ()
-    """The training split, where the data has been read."""
+    """The training split, where the data has been read; before that, the task may not know its labels."""
     dropout: bool | None = None
     """The model, or its adapter, has a dropout probability above 0; None: not known."""
     tokenizer: Callable[[], Any] | None = None
     """Loads the model's tokenizer, for a check that has to count tokens."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if value is UNSETTLED:
+            raise Unsettled(name)
+        return value
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ class Plan:
     factor: float
     """Predicted time of a step with all components, in plain steps."""
     notes: list[str] = field(default_factory=list)
+    anchored: Collection[str] = ()
+    """Constraints that the model meets as training finds it, dropout aside."""
 
     def as_dicts(self, milliseconds: dict[str, float]) -> list[dict[str, Any]]:
         """The rows for the report; `measured` is the factor found by `costs.measure_costs`, where it was."""
@@ -128,8 +141,13 @@ def make_plan(composition: Composition, setting: Setting) -> Plan:
     Raises:
         UsageError: everything that cannot go together, each with the reason and the mend.
     """
-    if mistakes := list(conflicts(composition, setting)):
-        raise UsageError(*mistakes)
+    findings = Findings()
+    _hear_conflicts(composition, setting, findings)
+    findings.refuse()
+    return _plan(composition, setting)
+
+
+def _plan(composition: Composition, setting: Setting) -> Plan:
     backwards = {c.name: float(c.backwards) * _share_with_views(c, setting.examples) for c in composition.components}
     rows = [_row(c, backwards.get(c.name, 0.0)) for c in (composition.objective, *composition.components)]
     rows.sort(key=lambda r: list(dict.fromkeys(PHASES.values())).index(r.phase))
@@ -137,44 +155,58 @@ def make_plan(composition: Composition, setting: Setting) -> Plan:
     extra = sum(float(c.forwards) for c in (composition.objective, *composition.components))
     extra += FORWARD if composition.needs_reference else 0.0
     factor = composition.passes * per_loss + extra / STEP
-    return Plan(rows, composition.passes, factor, list(_notes(composition, setting)))
+    anchored = {c.name for c in composition.components if isinstance(c, Constraint) and c.anchored(setting)}
+    return Plan(rows, composition.passes, factor, list(_notes(composition, setting)), anchored)
 
 
-def conflicts(composition: Composition, setting: Setting) -> Iterator[Mistake]:
-    """What cannot go together, with the reason and the mend."""
-    objective = composition.objective
-    task = getattr(setting.task, "name", setting.task.kind)
+def conflicts(composition: Composition, setting: Setting) -> Iterator[Callable[[], Iterable[Mistake]]]:
+    """Questions, each on its own, for what cannot go together, with the reason and the mend."""
+    yield partial(_of_another_task, setting)
+    yield lambda: setting.task.check(setting)
+    yield lambda: setting.objective.check(setting)
+    for component in composition.components:
+        yield partial(_unfit, component, setting)
+        yield partial(component.check, setting)
+    yield from limits.conflicts(composition, setting)
+
+
+def _hear_conflicts(composition: Composition, setting: Setting, findings: Findings) -> None:
+    for question in conflicts(composition, setting):
+        findings.hear(question)
+
+
+def _of_another_task(setting: Setting) -> Iterator[Mistake]:
+    objective, task = setting.objective, getattr(setting.task, "name", setting.task.kind)
     if objective.tasks and task not in objective.tasks:
         yield Mistake("objective", f"{objective.name} on task {task}", f"task {' or '.join(objective.tasks)}")
-    yield from setting.task.check(setting)
-    yield from objective.check(setting)
-    for component in composition.components:
-        where = f"{component.kind} {component.name}"
-        if component.reference and setting.fresh_head and setting.reference is None:
-            yield Mistake(
-                where,
-                "the reference model's head for this task was never trained, so it has nothing to say",
-                "a model whose head is trained",
-                "train it plainly first and name that run as `model:`, or name a trained model as `reference:`",
-            )
-        if component.perturbs and setting.reentrant_checkpointing:
-            yield Mistake(
-                where,
-                "gradients for a perturbation do not pass reentrant gradient checkpointing",
-                "use_reentrant: false",
-                "take `use_reentrant: true` out of the checkpointing settings",
-            )
-        if "adjust_gradients" in component.hook_points and setting.precision == "fp16":
-            yield Mistake(
-                where, "gradients are scaled under fp16 when it would adjust them", "bf16 or fp32", "set `bf16: true`"
-            )
-        if "combine_outputs" in component.hook_points and "fuse" not in component.hook_points:
-            found = "it combines the predictions of several models, and no command keeps several"
-            yield Mistake(where, found, "a fusion that implements fuse()")
-        if component.needs_validation and not setting.validation:
-            yield Mistake(where, "it chooses by scores and there is no validation split", "data.validation")
-        yield from component.check(setting)
-    yield from limits.conflicts(composition, setting)
+
+
+def _unfit(component: Component, setting: Setting) -> Iterator[Mistake]:
+    """What a component's own declarations say that it cannot go with; what hangs on the data comes last."""
+    where = f"{component.kind} {component.name}"
+    if "combine_outputs" in component.hook_points and "fuse" not in component.hook_points:
+        found = "it combines the predictions of several models, and no command keeps several"
+        yield Mistake(where, found, "a fusion that implements fuse()")
+    if component.perturbs and setting.reentrant_checkpointing:
+        yield Mistake(
+            where,
+            "gradients for a perturbation do not pass reentrant gradient checkpointing",
+            "use_reentrant: false",
+            "take `use_reentrant: true` out of the checkpointing settings",
+        )
+    if "adjust_gradients" in component.hook_points and setting.precision == "fp16":
+        yield Mistake(
+            where, "gradients are scaled under fp16 when it would adjust them", "bf16 or fp32", "set `bf16: true`"
+        )
+    if component.needs_validation and not setting.validation:
+        yield Mistake(where, "it chooses by scores and there is no validation split", "data.validation")
+    if component.reference and setting.reference is None and setting.fresh_head:
+        yield Mistake(
+            where,
+            "the reference model's head for this task was never trained, so it has nothing to say",
+            "a model whose head is trained",
+            "train it plainly first and name that run as `model:`, or name a trained model as `reference:`",
+        )
 
 
 def _share_with_views(component: Component, examples: Sequence[Example]) -> float:
@@ -227,56 +259,106 @@ def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Compositi
     Raises:
         UsageError: conflicts, or a model, reference or fusion member that cannot be found or does not fit.
     """
+    return planned(recipe, lambda: examples, Findings())
+
+
+def planned(recipe: Recipe, examples: Callable[[], Sequence[Example]], findings: Findings) -> tuple[Composition, Plan]:
+    """As `plan_of`, of a recipe, or of what is known of one in which there are mistakes.
+
+    Each question is asked on its own: one that finds a mistake, or hangs on one, keeps no other from being asked.
+
+    Args:
+        recipe: what is known of it.
+        examples: gives the training split.
+        findings: what was found wrong before; that, too, is raised.
+    """
     from alignkit import models
     from alignkit.compose import Composition
     from alignkit.evaluation.evaluators import unfit
     from alignkit.evaluation.robustness import refusals
     from alignkit.generation import refusals as uncontrollable
+
+    source = findings.once(lambda: recipe.source(make=not findings.mistakes))
+    facts = findings.once(lambda: models.facts(source(), recipe.task))
+
+    def fresh() -> bool:
+        if not facts().fresh_head:
+            examples()  # hangs on them: without its labels, a task takes any head of its kind for its own
+        return facts().fresh_head
+
+    def task() -> Task:
+        if type(recipe.task).take_model is not Task.take_model:
+            facts()  # by which it knows the model
+        return recipe.task
+
+    tokenizer = findings.once(lambda: models.load_tokenizer(source(), task()))
+    objective = findings.ask(lambda: recipe.objective)
+    composition = findings.once(
+        lambda: Composition(recipe.made(), recipe.task, None if objective is UNSETTLED else objective)
+    )
+    findings.ask(source)
+    findings.ask(facts)
+    loaded = findings.ask(tokenizer)
+    findings.hear(lambda: _unmergeable(recipe, composition()))
+    findings.hear(
+        lambda: _unfusable(recipe, composition(), lambda: [] if fresh() else [source()], not findings.mistakes)
+    )
+    findings.hear(lambda: _no_reference(recipe, make=not findings.mistakes))
+    wrong_head = findings.ask(lambda: models.head_arguments(source(), task(), recipe.head)) is UNSETTLED
+    head = {} if wrong_head else recipe.head
+    findings.ask(lambda: models.refuse_unfit(source(), task(), recipe.peft, recipe.freeze, head))
+    findings.hear(lambda: refusals(recipe.evaluation.attacks, task(), None if loaded is UNSETTLED else loaded))
+    findings.hear(lambda: _nothing_to_attack(recipe))
+    findings.hear(lambda: _without_effect(recipe))
+    findings.hear(lambda: uncontrollable(recipe.controls, task()))
+    findings.hear(lambda: unfit(recipe.evaluation.evaluators, task(), _is_measured(recipe)))
+    known: dict[str, Any] = {
+        "task": findings.ask(task),
+        "objective": objective,
+        "fresh_head": findings.ask(fresh),
+        "examples": findings.ask(examples),
+        "dropout": findings.ask(lambda: _sets_dropout(recipe) or facts().dropout),
+        "tokenizer": tokenizer,
+        **_settings(recipe, findings),
+    }
+    setting = Setting(**known)
+    findings.ask(lambda: _hear_conflicts(composition(), setting, findings))
+    for component in _only_measured(recipe, findings):
+        # on other splits: what the rows of the training split lack for it does not matter
+        findings.hear(partial(component.check, Setting(**known | {"examples": ()})))
+    findings.refuse()
+    return composition(), _with_controls(_plan(composition(), setting), recipe.controls)
+
+
+def _settings(recipe: Recipe, findings: Findings) -> dict[str, Any]:
+    """The fields of a setting that the recipe alone says, each on its own."""
     from alignkit.recipe.training import RECIPE_DEFAULTS
 
-    composition = Composition(recipe.components(), recipe.task, recipe.objective)
-    source = recipe.source()
-    facts = models.facts(source, recipe.task)
-    mistakes = list(_unfusable(recipe, composition, None if facts.fresh_head else source))
-    try:
-        if recipe.reference is not None:
-            models.resolve(recipe.reference, recipe.base)
-    except UsageError as error:
-        mistakes += [replace(mistake, where=f"reference {recipe.reference!r}") for mistake in error.mistakes]
-    try:
-        models.head_arguments(source, recipe.task, recipe.head)
-    except UsageError as error:
-        mistakes += error.mistakes
-    mistakes += refusals(recipe.evaluation.attacks, recipe.task)
-    if recipe.evaluation.attacks and not (recipe.data.validation or recipe.data.test):
-        found = "the data has neither a test nor a validation split, so that no row would be attacked"
-        mistakes.append(Mistake("evaluation.attacks", found, "a split to attack", "add `test:` to `data:`"))
-    mistakes += _without_effect(recipe)
-    mistakes += uncontrollable(recipe.controls, recipe.task)
-    mistakes += unfit(recipe.evaluation.evaluators, recipe.task, bool(recipe.data.validation or recipe.data.test))
-    if mistakes:
-        raise UsageError(*mistakes)
-    training = recipe.training
-    checkpointing = (
-        training.get("gradient_checkpointing_kwargs") or training.get("activation_checkpointing_kwargs") or {}
-    )
-    setting = Setting(
-        task=recipe.task,
-        components=composition.components,
-        objective=composition.objective,
-        peft=recipe.peft.method if recipe.peft else None,
-        precision="fp16" if training.get("fp16") else "bf16" if training.get("bf16") else "fp32",
-        fresh_head=facts.fresh_head,
-        reference=recipe.reference,
-        accumulation=int(training.get("gradient_accumulation_steps", 1)),
-        batch_size=int((RECIPE_DEFAULTS | training)["per_device_train_batch_size"]),
-        reentrant_checkpointing=bool(checkpointing.get("use_reentrant", False)),
-        validation=recipe.data.validation is not None,
-        examples=examples,
-        dropout=_sets_dropout(recipe) or facts.dropout,
-        tokenizer=functools.cache(functools.partial(models.load_tokenizer, source, recipe.task)),
-    )
-    return composition, _with_controls(make_plan(composition, setting), recipe.controls)
+    def checkpointing() -> Mapping[str, Any]:
+        named = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+        return next((recipe.training[name] for name in named if recipe.training.get(name)), {})
+
+    said: dict[str, Callable[[], Any]] = {
+        "components": recipe.components,
+        "peft": lambda: recipe.peft.method if recipe.peft else None,
+        "precision": lambda: next((name for name in ("fp16", "bf16") if recipe.training.get(name)), "fp32"),
+        "reference": lambda: recipe.reference,
+        "accumulation": lambda: int(recipe.training.get("gradient_accumulation_steps", 1)),
+        "batch_size": lambda: int((RECIPE_DEFAULTS | recipe.training)["per_device_train_batch_size"]),
+        "reentrant_checkpointing": lambda: bool(checkpointing().get("use_reentrant", False)),
+        "validation": lambda: recipe.data.validation is not None,
+    }
+    return {name: findings.ask(value) for name, value in said.items()}
+
+
+def _only_measured(recipe: Recipe, findings: Findings) -> list[Component]:
+    """The components that take part in the evaluation and not in training."""
+    found: list[Component] = []
+    for asked in (lambda: recipe.evaluation.under, lambda: recipe.evaluation.gaps):
+        components: Any = findings.ask(asked)
+        found += [] if components is UNSETTLED else components
+    trained = {id(component) for component in recipe.made()}
+    return [component for component in found if id(component) not in trained]
 
 
 def _sets_dropout(recipe: Recipe) -> bool:
@@ -294,6 +376,27 @@ def _with_controls(plan: Plan, controls: Sequence[Component]) -> Plan:
     return replace(plan, rows=[*plan.rows, *rows], notes=[*plan.notes, f"{note}and after"])
 
 
+def _no_reference(recipe: Recipe, make: bool) -> Iterator[Mistake]:
+    from alignkit import models
+
+    try:
+        if recipe.reference is not None:
+            models.resolve(recipe.reference, recipe.base, make)
+    except UsageError as error:
+        yield from (replace(mistake, where=f"reference {recipe.reference!r}") for mistake in error.mistakes)
+
+
+def _is_measured(recipe: Recipe) -> bool:
+    """There is a split to measure on."""
+    return bool(recipe.data.validation or recipe.data.test)
+
+
+def _nothing_to_attack(recipe: Recipe) -> Iterator[Mistake]:
+    if recipe.evaluation.attacks and not _is_measured(recipe):
+        found = "the data has neither a test nor a validation split, so that no row would be attacked"
+        yield Mistake("evaluation.attacks", found, "a split to attack", "add `test:` to `data:`")
+
+
 def _without_effect(recipe: Recipe) -> Iterator[Mistake]:
     """What the recipe asks for and the task would pass over in silence."""
     if recipe.cache_hidden_states and not recipe.task.shifts_labels:
@@ -307,11 +410,20 @@ def _without_effect(recipe: Recipe) -> Iterator[Mistake]:
         yield Mistake("training.label_smoothing_factor", found, "0", "see the objective's own `label_smoothing`")
 
 
-def _unfusable(recipe: Recipe, composition: Composition, trained: Path | None) -> Iterator[Mistake]:
+def _unmergeable(recipe: Recipe, composition: Composition) -> Iterator[Mistake]:
+    if composition.fusion is not None and recipe.peft is not None and recipe.peft.method != "lora":
+        found = f"a model with {recipe.peft.method} cannot be merged"
+        yield Mistake(f"fusion {composition.fusion.name}", found, "lora, or all weights trained")
+
+
+def _unfusable(
+    recipe: Recipe, composition: Composition, trained: Callable[[], list[Path]], make: bool
+) -> Iterator[Mistake]:
     """What would keep the fusion after training from happening.
 
     Args:
-        trained: the folder of the model that is trained, where its head is there already.
+        trained: gives the folder of the model that is trained, where its head is there already.
+        make: members that have to be fetched or converted are; otherwise nothing is said of them.
     """
     from alignkit import models
     from alignkit.fusion import incompatibilities, open_members
@@ -319,21 +431,19 @@ def _unfusable(recipe: Recipe, composition: Composition, trained: Path | None) -
     component = composition.fusion
     if component is None:
         return
-    where = f"fusion {component.name}"
     if "fuse" not in component.hook_points:
-        yield Mistake(where, "it combines outputs, not weights", "a fusion of weights in a recipe")
-    if recipe.peft is not None and recipe.peft.method != "lora":
-        yield Mistake(where, f"a model with {recipe.peft.method} cannot be merged", "lora, or all weights trained")
+        found = "it combines outputs, not weights"
+        yield Mistake(f"fusion {component.name}", found, "a fusion of weights in a recipe")
     names = getattr(component, "members", None)
-    if names is None:
-        return
-    if not names:
+    if names is not None and not names:
         yield Mistake("fusion.members", "none", "runs or models to merge the trained one with")
-    folders = [] if trained is None else [trained]
-    for name in names:
+    folders = []
+    for name in names or ():
         try:
-            folders.append(models.resolve(name, recipe.base))
+            folders.append(models.resolve(name, recipe.base, make))
         except UsageError as error:
             yield from (replace(mistake, where=f"fusion.members {name!r}") for mistake in error.mistakes)
-    if folders:
+        except Unsettled:
+            continue  # not made yet
+    if names and (folders := [*trained(), *folders]):
         yield from incompatibilities(open_members(folders))

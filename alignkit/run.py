@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import checkpoints, limits, models, run_folder
 from alignkit.aligned import Aligned
+from alignkit.checking import checked, load
 from alignkit.components import Memory
 from alignkit.compose import Composition
 from alignkit.data import prepare
 from alignkit.data.audit import write_lines
 from alignkit.data.vocabulary import vocabulary_notes
-from alignkit.errors import Mistake, UsageError, nearest
-from alignkit.evaluation import compare, evaluators
+from alignkit.errors import Mistake, UsageError
+from alignkit.evaluation import compare
+from alignkit.findings import Findings
+from alignkit.kept import controls_of, keep
 from alignkit.lineage import write_lineage
 from alignkit.memory import load_memory, save_memory
 from alignkit.models.location import cache_folder
 from alignkit.models.saving import quiet
-from alignkit.plan import Plan, plan_of
 from alignkit.recipe import Recipe
 from alignkit.run_folder import ATTACKS, AUDIT, CHECKPOINTS, CONTROLS, EVALUATIONS, MEMORY, METRICS, MODEL
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
     from alignkit.components import Score, Task
     from alignkit.data import Example
+    from alignkit.evaluation import evaluators
+    from alignkit.plan import Plan
     from alignkit.trainer import AlignTrainer
 
 Say = Callable[[str], None]
@@ -117,7 +121,7 @@ def train(
             before anything is written or replaced.
     """
     main = run_folder.is_main()
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     with run_folder.reserved(recipe) if main else contextlib.nullcontext():
         return _train(recipe, resume, overwrite, say if main else lambda text: None, main, callbacks)
 
@@ -128,27 +132,31 @@ def _train(
     from transformers import set_seed
 
     started = time.time()
-    output = run_folder.checked(recipe, resume=resume, overwrite=overwrite) if main else None
-    splits, own_rows = evaluators.load(recipe.data, recipe.task, recipe.evaluation.evaluators, recipe.base)
-    composition, plan = plan_of(recipe, examples=splits["train"])
+    findings = Findings()
+    if main:
+        findings.ask(lambda: run_folder.checked(recipe, resume=resume, overwrite=overwrite))
+    kept = _with_kept_files(recipe) if resume else recipe
+    found = checked(kept, findings)
+    splits, composition, plan = found.splits, found.composition, found.plan
     say(plan.render())
     source = recipe.source()
     fresh = models.facts(source, recipe.task).fresh_head  # once the task has seen the data: it depends on the labels
-    prepared = replace(_shape(recipe, composition, splits), evaluated=own_rows)
+    prepared = replace(_shape(recipe, composition, splits), evaluated=found.rows)
     memory = _memory(recipe, composition)
     with quiet():
         set_seed(recipe.seed)
         model, tokenizer = models.load(source, recipe.task, peft=recipe.peft, freeze=recipe.freeze, head=recipe.head)
-        _refuse_untrainable(model, recipe, splits)
+        _refuse_untrainable(model, recipe)
         recipe.task.take_weights(model, tokenizer)
-        _refuse_unfit_controls(recipe, model, tokenizer)
+        _refuse_unfit_controls(kept, model, tokenizer)
         encoded = _encoded(recipe, composition, prepared, memory, tokenizer)  # after loading, which settles the labels
         for note in vocabulary_notes(encoded["train"], tokenizer):
             say(f"  note: {note}")
             plan.notes.append(note)  # the report and the card say it, too
         folder = recipe.resolve_path(str(recipe.output))
-        if output is not None:
+        if main:
             run_folder.begin(folder, recipe, overwrite=overwrite)
+            keep(recipe, folder)
             write_lines(folder / AUDIT, prepared.audit)
         trainer = _trainer(recipe, composition, prepared, encoded, model, tokenizer, folder, fresh)
         for callback in callbacks:
@@ -156,11 +164,12 @@ def _train(
         measure = _measurer(recipe, prepared, tokenizer)
         before = None if fresh else measure(model)
         seconds = _carry_out(trainer, folder, resume, say)
-        for note in limits.unmet(composition, trainer.state.log_history):
+        floors = {name: cost for name, cost in trainer.first_costs.items() if name in plan.anchored}
+        for note in limits.unmet(composition, trainer.state.log_history, floors):
             say(f"  note: {note}")
             plan.notes.append(note)
         trained = trainer.accelerator.unwrap_model(trainer.model)
-        aligned = Aligned(recipe.task, trained, tokenizer, folder, list(recipe.controls))
+        aligned = Aligned(recipe.task, trained, tokenizer, folder, controls_of(kept, folder))
         if main:
             models.save(aligned.model, tokenizer, folder / MODEL)
             if composition.fusion is not None:
@@ -193,6 +202,12 @@ def _train(
 # -- before training -----------------------------------------------------------------------------------------------
 
 
+def _with_kept_files(recipe: Recipe) -> Recipe:
+    """The recipe of a run that goes on, its controls with the files that the run keeps: the originals may be gone."""
+    folder = recipe.resolve_path(recipe.output or "")
+    return recipe.model_copy(update={"controls": controls_of(recipe, folder)})
+
+
 def _shape(recipe: Recipe, composition: Composition, splits: dict[str, list[Example]]) -> Prepared:
     """Filter and augment the training split."""
     kept, lines = prepare.filter_examples(composition.filters, splits["train"])
@@ -212,10 +227,8 @@ def _memory(recipe: Recipe, composition: Composition) -> Memory:
     return load_memory(recipe.origin / MEMORY / composition.updater.name)
 
 
-def _refuse_untrainable(model: Any, recipe: Recipe, splits: Mapping[str, list[Example]]) -> None:
-    """What training itself would only find out after its first steps or its first evaluation."""
-    from alignkit.evaluation.score import measure
-
+def _refuse_untrainable(model: Any, recipe: Recipe) -> None:
+    """What training itself would only find out after its first steps."""
     where, labels = f"model {str(recipe.model)!r}", recipe.task.head().get("num_labels")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         mend = (
@@ -225,13 +238,6 @@ def _refuse_untrainable(model: Any, recipe: Recipe, splits: Mapping[str, list[Ex
     if labels is not None and labels != model.config.num_labels:
         found = f"{model.config.num_labels} outputs, where task {recipe.task.name} knows {labels} labels"
         raise UsageError(Mistake(where, found, "one output per label", "does the task take its labels in prepare()?"))
-    metric = recipe.early_stopping.metric if recipe.early_stopping else None
-    if metric is not None:
-        known = {"loss", *measure(recipe.task, splits["validation"][:1], [{}])}
-        known |= {f"penalty/{constraint.name}" for constraint in recipe.constraints}
-        if metric not in known:
-            found = f"{metric!r} is not measured on the validation split"
-            raise UsageError(Mistake("early_stopping.metric", found, "a metric", nearest(metric, known)))
 
 
 def _refuse_unfit_controls(recipe: Recipe, model: Any, tokenizer: Any) -> None:

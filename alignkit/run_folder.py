@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +140,8 @@ def differing_fields(recipe: Recipe, file: Path) -> list[str]:
 
 def _read_by(recipe: Recipe) -> Iterator[tuple[str, Path]]:
     """(what it is, where it is) of everything that a recipe names by path."""
+    from alignkit.components import Component
+
     name = recipe.model if isinstance(recipe.model, str) else recipe.model.tokenizer
     yield "model", recipe.resolve_path(name)
     if recipe.reference is not None:
@@ -148,6 +150,28 @@ def _read_by(recipe: Recipe) -> Iterator[tuple[str, Path]]:
     yield from (("fusion member", recipe.resolve_path(member)) for member in members)
     sources = (source for split in recipe.data.splits().values() for source in split)
     yield from (("data", recipe.resolve_path(source.path)) for source in sources)
+    yield from (("plugin", recipe.resolve_path(file)) for file in recipe.plugins)
+    for value in (*vars(recipe).values(), *vars(recipe.evaluation).values()):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Component):
+                yield from _named_in(item, f"{item.kind} {item.name}", recipe)
+
+
+def _named_in(value: Any, where: str, recipe: Recipe) -> Iterator[tuple[str, Path]]:
+    """The same of a component's fields, or of what one of them holds."""
+    from alignkit.components import Component
+    from alignkit.data.source import Source
+
+    if isinstance(value, Path):
+        yield where, value
+    elif isinstance(value, Source):
+        yield where, recipe.resolve_path(value.path)
+    elif isinstance(value, Component):
+        for name, held in value.fields().items():
+            yield from _named_in(held, f"{where} {name}", recipe)
+    elif isinstance(value, Mapping | list | tuple):
+        for held in value.values() if isinstance(value, Mapping) else value:
+            yield from _named_in(held, where, recipe)
 
 
 def is_main() -> bool:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from alignkit_constraints import Steering
 
 import alignkit
 from alignkit.aligned import Aligned, find_task
 from alignkit.components import Control, Intervention
 from alignkit.errors import PluginError, UsageError
 from alignkit.generation import Generating, Processor, generate
+from alignkit.kept import controls_of, keep, missing
 from alignkit.plan import plan_of
 from alignkit.testing import tiny
 
@@ -277,6 +280,8 @@ def test_the_folder_says_what_was_on_and_keeps_the_vector(run: alignkit.Run) -> 
     assert {path.name for path in (run.path / "controls").iterdir()} == {
         "steering-vector.json",
         "steering-vector.safetensors",
+        "forbidden-phrases",
+        "files.kept.json",
     }
     saved = alignkit.Recipe.load(run.path / "recipe.yaml")
     assert [control.name for control in saved.controls] == ["forbidden-phrases", "refusal-policy", "steering-vector"]
@@ -285,6 +290,101 @@ def test_the_folder_says_what_was_on_and_keeps_the_vector(run: alignkit.Run) -> 
     card = (run.path / "README.md").read_text("utf-8")
     assert "no alignment component was in use; when alignkit asks it, it is under `forbidden-phrases`" in card
     assert "off in all that is measured before and after" in (run.path / "report.html").read_text("utf-8")
+
+
+def test_a_run_that_goes_on_keeps_the_lists_that_it_began_with(tmp_path: Path, language_model: Path) -> None:
+    (tmp_path / "no.txt").write_text("a\ne\n", "utf-8")
+    controls = [{"use": "forbidden-phrases", "phrases": "no.txt"}]
+    began = alignkit.train(recipe(tmp_path, language_model, controls=controls))
+    answers = began.predict(TEXTS, max_new_tokens=6)
+    kept = began.path / "controls" / "forbidden-phrases" / "phrases" / "no.txt"
+    noted = (began.path / "controls" / "files.kept.json").read_bytes()
+    (tmp_path / "no.txt").write_text("i\n", "utf-8")
+    for _ in range(2):
+        again = alignkit.train(recipe(tmp_path, language_model, controls=controls), resume=True)
+        assert kept.read_text("utf-8") == "a\ne\n"
+        assert (began.path / "controls" / "files.kept.json").read_bytes() == noted
+        assert again.predict(TEXTS, max_new_tokens=6) == answers
+        (tmp_path / "no.txt").unlink(missing_ok=True)
+    saved = alignkit.Recipe.load(began.path / "recipe.yaml")
+    assert saved.controls[0].phrases == tmp_path / "no.txt"  # type: ignore[attr-defined]
+
+
+def test_a_list_is_copied_whole_or_not(tmp_path: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no.txt").write_text("a\ne\n", "utf-8")
+    made = recipe(tmp_path, language_model, controls=[{"use": "forbidden-phrases", "phrases": "no.txt"}])
+
+    def interrupted(source: Path, target: Path) -> None:
+        target.write_text("a", "utf-8")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            keep(made, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("no.txt"))
+    keep(made, tmp_path / "run")
+    [control] = controls_of(made, tmp_path / "run")
+    assert control.fields()["phrases"].read_text("utf-8") == "a\ne\n"
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["someone/expert", "package:expert"])
+def test_a_name_that_is_no_path_stays_one(name: str, tmp_path: Path, language_model: Path) -> None:
+    made, folder = recipe(tmp_path, language_model, controls=[Steering(expert=Path(name))]), tmp_path / "run"
+    keep(made, folder)
+    made.save(folder / "recipe.yaml")
+    for known in (made, alignkit.Recipe.load(folder / "recipe.yaml")):
+        found = controls_of(known, folder)
+        assert found[0].fields()["expert"] == Path(name)
+        assert not list(missing(found))
+        keep(known, folder)  # a run that goes on
+
+
+def test_a_model_is_taken_from_where_it_was_even_if_another_stands_where_the_path_leads_now(
+    tmp_path: Path, language_model: Path
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder in (before, after):
+        (folder / "expert").mkdir(parents=True)
+    made = recipe(before, language_model, controls=[{"use": "steering", "expert": "expert"}])
+    keep(made, before / "run")
+    made.save(before / "run" / "recipe.yaml")
+    (before / "run").rename(after / "run")
+    moved = alignkit.Recipe.load(after / "run" / "recipe.yaml")
+    assert moved.controls[0].fields()["expert"] == after / "expert"
+    assert controls_of(moved, after / "run")[0].fields()["expert"] == before / "expert"
+    (before / "expert").rmdir()
+    assert controls_of(moved, after / "run")[0].fields()["expert"] == after / "expert"
+    (after / "expert").rmdir()
+    assert [mistake.found for mistake in missing(controls_of(moved, after / "run"))] == [
+        f"{before / 'expert'} does not exist"
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".gguf", ".safetensors", ".bin", ".onnx", ".PT"])
+def test_a_file_that_is_a_model_is_not_copied(suffix: str, tmp_path: Path, language_model: Path) -> None:
+    model = tmp_path / f"expert{suffix}"
+    model.write_bytes(b"weights")
+    made = recipe(tmp_path, language_model, controls=[{"use": "steering", "expert": model.name}])
+    keep(made, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "controls").iterdir()] == ["files.kept.json"]
+    assert controls_of(made, tmp_path / "run")[0].fields()["expert"] == model
+
+
+def test_a_copy_is_used_where_a_run_is_moved_to_above_the_original(tmp_path: Path, language_model: Path) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    (tmp_path / "no.txt").write_text("a\n", "utf-8")
+    controls = [{"use": "forbidden-phrases", "phrases": str(tmp_path / "no.txt")}]
+    made = recipe(before, language_model, controls=controls)
+    keep(made, before / "run")
+    made.save(before / "run" / "recipe.yaml")
+    (before / "run").rename(tmp_path / "run")
+    moved = alignkit.Recipe.load(tmp_path / "run" / "recipe.yaml")
+    assert moved.base == tmp_path
+    [control] = controls_of(moved, tmp_path / "run")
+    assert control.fields()["phrases"] == tmp_path / "run" / "controls" / "forbidden-phrases" / "phrases" / "no.txt"
 
 
 def test_the_plan_says_what_is_done_when_the_model_is_asked(tmp_path: Path, language_model: Path) -> None:

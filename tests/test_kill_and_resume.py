@@ -104,7 +104,7 @@ def test_patience_that_is_used_up_stays_used_up(script: ModuleType, alone: Path,
 
 
 def test_a_moved_run_finds_its_best_checkpoint(script: ModuleType, alone: Path, tmp_path: Path) -> None:
-    """It was killed between two checkpoints, of which the first was the best, and moved; nothing is where it was."""
+    """It was killed between two checkpoints, of which the first was the best, and moved; another is where it was."""
     changes = ["training.learning_rate=1e-30", f"output={tmp_path / 'there'}"]
     recipe = alignkit.Recipe.load(alone.parent / "recipe.yaml", overrides=changes)
     alignkit.train(recipe)
@@ -113,6 +113,8 @@ def test_a_moved_run_finds_its_best_checkpoint(script: ModuleType, alone: Path, 
     assert Path(best) != newest(tmp_path / "there")
     (tmp_path / "there").rename(tmp_path / "here")
     shutil.rmtree(newest(tmp_path / "here"))
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    (Path(best) / "model.safetensors").write_bytes(b"of another run")
     moved = alignkit.Recipe.load(alone.parent / "recipe.yaml", overrides=[changes[0], f"output={tmp_path / 'here'}"])
     alignkit.train(moved, resume=True)
     assert script.differences(tmp_path / "before", tmp_path / "here") == []

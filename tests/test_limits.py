@@ -26,7 +26,7 @@ import alignkit
 from alignkit import limits
 from alignkit.components import Component
 from alignkit.compose import Composition
-from alignkit.plan import Setting
+from alignkit.plan import Setting, make_plan
 from alignkit.report.plots import curves_plot
 from alignkit.report.weights_plot import weights_plot
 from alignkit.tasks.ner import Ner
@@ -39,7 +39,7 @@ def made(components: Sequence[Component], **known: Any) -> tuple[Composition, Se
 
 
 def refused(*components: Component) -> list[str]:
-    return [str(mistake) for mistake in limits.conflicts(*made(components))]
+    return [str(mistake) for question in limits.conflicts(*made(components)) for mistake in question()]
 
 
 def noted(*components: Component, **known: Any) -> list[str]:
@@ -98,9 +98,10 @@ def test_dropout_is_noted_where_it_costs() -> None:
 # -- after training ----------------------------------------------------------------------------------------------
 
 
-def unmet(weight: Any, costs: Sequence[float]) -> list[str]:
+def unmet(weight: Any, costs: Sequence[float], floors: dict[str, float] | None = None) -> list[str]:
     composition, _ = made([KLReference(weight=weight)])
-    return limits.unmet(composition, [{"step": 10 * i, "penalty/kl-reference": c} for i, c in enumerate(costs, 1)])
+    history = [{"step": 10 * i, "penalty/kl-reference": c} for i, c in enumerate(costs, 1)]
+    return limits.unmet(composition, history, floors)
 
 
 def test_a_limit_that_was_not_met_is_said_with_a_reason() -> None:
@@ -111,6 +112,31 @@ def test_a_limit_that_was_not_met_is_said_with_a_reason() -> None:
     exhausted = Budget(limit=0.05, initial=5.0, maximum=5.0)
     assert "its weight is at its maximum" in unmet(exhausted, above)[0]
     assert "turn dropout off" in unmet(Budget(limit=0.03), [0.04] * 8)[0]
+    known = unmet(Budget(limit=0.03), [0.04] * 8, {"kl-reference": 0.035})[0]
+    assert "dropout alone made 0.035 of it in the first step" in known
+    assert "raise `limit` above that" in known
+    assert "dropout alone made" not in unmet(Budget(limit=0.03), [0.04] * 8, {"kl-reference": 0.02})[0]
+
+
+def test_the_plan_says_which_constraints_the_model_meets_as_it_starts() -> None:
+    constraints = [KLReference(weight=Budget(limit=0.01)), Counterfactual(weight=Budget(limit=0.01))]
+    assert set(make_plan(*made(constraints)).anchored) == {"kl-reference"}
+    assert make_plan(*made(constraints, reference="other")).anchored == set()
+
+
+def test_what_dropout_alone_makes_is_known_where_the_model_is_its_own_reference(tmp_path: Path) -> None:
+    def trainer(folder: str, **options: Any) -> Any:
+        return make_trainer(
+            "bert-sequence-classification", tmp_path / folder, [KLReference(weight=Budget(limit=0.01))], max_steps=3,
+            save_strategy="steps", save_steps=2, logging_steps=1, **options,
+        )  # fmt: skip
+
+    whole = trainer("whole")
+    whole.train()
+    assert whole.first_costs["kl-reference"] == pytest.approx(whole.state.log_history[0]["penalty/kl-reference"])
+    resumed = trainer("whole")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.first_costs == {}
 
 
 def test_a_limit_that_was_met_is_not_spoken_of() -> None:

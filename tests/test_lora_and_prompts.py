@@ -15,9 +15,11 @@ from alignkit_constraints import KLReference
 
 from alignkit import models
 from alignkit.components import Constraint, Term
+from alignkit.errors import UsageError
 from alignkit.models import Peft
 from alignkit.models.adapters import virtual_tokens
 from alignkit.step import TrainingStep
+from alignkit.tasks.ner import Ner
 from alignkit.testing import batch, make_trainer, tiny, trained_weights
 from alignkit.testing.training import short_collections
 
@@ -175,3 +177,15 @@ def test_a_span_head_predicts_two_distributions_over_real_positions(tmp_path: Pa
     torch.testing.assert_close(found[:, 0, :4], spans.start_logits[:, :4].log_softmax(-1))
     torch.testing.assert_close(found[:, 1, :4], spans.end_logits[:, :4].log_softmax(-1))
     assert not found.exp()[..., 4:].any()
+
+
+def test_what_may_be_frozen_of_a_saved_prompt_is_not_known_before_it_is_loaded(encoder: Path, tmp_path: Path) -> None:
+    task = Ner()
+    task.labels = ["O", "B-PER", "I-PER"]
+    model, tokenizer = models.load(encoder, task, peft=Peft(method="p-tuning", num_virtual_tokens=2))
+    models.save(model, tokenizer, tmp_path / "prompted")
+    for freeze in (["prompt_encoder"], ["base_model"]):
+        models.refuse_unfit(tmp_path / "prompted", task, None, freeze, {})
+        models.load(tmp_path / "prompted", task, freeze=freeze)
+    with pytest.raises(UsageError, match="'embedings'"):
+        models.refuse_unfit(encoder, task, None, ["embedings"], {})

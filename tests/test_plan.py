@@ -82,6 +82,19 @@ def test_everything_that_cannot_go_together_is_said_at_once(planned: Callable[..
     ]
 
 
+def test_what_only_takes_part_in_the_evaluation_is_asked_too(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    under = [{"use": "mentions", "persons": [str(tmp_path / "nope.tsv")]}]
+    with pytest.raises(UsageError) as caught:
+        planned(evaluation={"under": under})
+    assert [mistake.where for mistake in caught.value.mistakes] == [
+        "augmenter mentions",
+        f"swap list {tmp_path / 'nope.tsv'}",
+    ]
+    with pytest.raises(UsageError, match=r"nope\.tsv"):
+        planned(evaluation={"gaps": [{"use": "counterfactual", "lists": [str(tmp_path / "nope.tsv")]}]})
+    planned(evaluation={"under": ["typos"], "gaps": ["counterfactual"]}, constraints=["counterfactual"])
+
+
 def test_weights_of_a_fusion_are_one_more_than_its_members(planned: Callable[..., Plan], plain_run: Path) -> None:
     fusion = {"use": "linear", "members": [str(plain_run)], "weights": [1.0]}
     with pytest.raises(UsageError, match=r"fusion.weights: 1 weights; expected 2: the trained model's, then one"):

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from alignkit.errors import PluginError, UsageError
+from alignkit.findings import Unsettled
 from alignkit.recipe import RECIPE_DEFAULTS, Recipe
-from alignkit.recipe.file import dump, parse
+from alignkit.recipe.file import dump, parse, read
 
 METHODS = '''
 from __future__ import annotations
@@ -162,12 +163,10 @@ training:
         "recipe.yaml:7 data.test.benign.rows: 'first'; expected a slice such as '100:', ':2000' or '50:80'",
         "recipe.yaml:9 filters.0.use: no filter is called 'lenght'; did you mean 'length'?",
         "recipe.yaml:11 filters.1.maximum: -1; expected a number greater than 0",
-        "recipe.yaml:12 filters.2.maximum: missing; expected the longest that is kept",
+        "recipe.yaml:12 filters.2.maximum: missing; expected the longest that is kept; write {use: length, maximum: …}",
         "recipe.yaml:13 filters.3: {'maximum': 3}; expected the name of a filter, or {use: NAME, ...}",
-        "recipe.yaml:15 constraints.0.weight.limit: missing; expected what it may cost",
         "recipe.yaml:15 constraints.0.weight.limt: unknown field 'limt'; did you mean 'limit'?",
         "recipe.yaml:15 constraints.0.direction: 'up'; expected 'forward' or 'reverse'",
-        "recipe.yaml:16 constraints.1.weight: no weight is called 'big'; there is budget",
         "recipe.yaml:17 constraints.2.weight: -1; "
         "expected a number greater than or equal to 0 or a component of kind weight",
         "recipe.yaml:20 adversary.epsilonn: unknown field 'epsilonn'; did you mean 'epsilon'?",
@@ -219,6 +218,11 @@ def test_files_that_are_no_recipe(write: Write, text: str, name: str, message: s
     found = mistakes(write(text, name))
     assert len(found) == 1
     assert found[0].startswith(message)
+
+
+def test_a_key_with_a_colon_in_it_may_have_no_value(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: a\ndata:\n  test:\n    x:y:\n    z:w: test.conll\n", "utf-8")
+    assert read(tmp_path / "r.yaml")[0] == {"model": "a", "data": {"test": {"x:y": None, "z:w": "test.conll"}}}
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -555,8 +559,10 @@ def test_the_parts_found_valid_come_with_the_error(write: Write) -> None:
     with pytest.raises(UsageError) as caught:
         Recipe.load(write(BASIC + "seed: x"))
     error: Any = caught.value
-    assert error.data.train[0].path == "a.jsonl"
-    assert error.task.name == "letters"
+    assert error.known.data.train[0].path == "a.jsonl"
+    assert error.known.task.name == "letters"
+    with pytest.raises(Unsettled):
+        error.known.seed  # noqa: B018  # asking for it is what is tested
 
 
 # -- schema ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import alignkit
+from alignkit import run_folder
 from alignkit.errors import UsageError
 from alignkit.recipe import Recipe
 
@@ -380,6 +381,31 @@ def test_a_folder_takes_one_run_at_a_time(plain_run: Path, ner_data: Path, tmp_p
 
 
 # -- what a run refuses before it trains -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"filters": [{"use": "lexicon", "words": "run/own.txt"}]}, "filter lexicon words"),
+        ({"constraints": [{"use": "counterfactual", "lists": ["names", "run/own.txt"]}]}, "constraint counterfactual"),
+        ({"controls": [{"use": "refusal-policy", "phrases": "run/own.txt"}]}, "control refusal-policy phrases"),
+        (
+            {"evaluation": {"evaluators": [{"use": "refusals", "harmful": "run/own.txt", "harmless": "other.txt"}]}},
+            "evaluator refusals harmful",
+        ),
+    ],
+)
+def test_overwrite_deletes_nothing_that_a_component_reads(parts: Any, said: str, encoder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = Recipe(model=str(encoder), task="ner", data={"train": "train.conll"}, output="run", base=tmp_path, **parts)
+    run.mkdir()
+    recipe.save(run / "recipe.yaml")
+    (run / "own.txt").write_text("rome\tparis\n", "utf-8")
+    with pytest.raises(UsageError, match=rf"output .*: {said}.* is in it, and would be deleted"):
+        alignkit.train(recipe, overwrite=True)
+    assert (run / "own.txt").is_file()
+    (run / "own.txt").unlink()
+    assert run_folder.checked(recipe, resume=False, overwrite=True) == run
 
 
 def test_a_model_in_which_nothing_is_trained_is_refused(plain_run: Path, ner_data: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_run_begins_with_it_and_says_so(encoder: Path, ner_data: Path, tmp_pat
         ({"config": {}, "tokenizer": "x"}, ["r.yaml:1 model.config.model_type: missing; expected a model type"]),
         (
             {"confg": BERT, "tokenizer": "x"},
-            ["r.yaml:1 model.config: missing", "r.yaml:1 model.confg: unknown field 'confg'; did you mean 'config'?"],
+            ["r.yaml:1 model.confg: unknown field 'confg'; did you mean 'config'?"],
         ),
         (3, ["r.yaml:1 model: 3; expected a string, or a mapping with config"]),
     ],

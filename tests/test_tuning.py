@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +297,45 @@ def test_a_bad_space_is_refused_before_anything_is_tried(
         checked(recipe, load_data(recipe.data, recipe.task, recipe.base))
     assert str(caught.value) == message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_may_be_made_right_by_its_search(
+    encoder: Path, ner_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tried(Exception):
+        pass
+
+    def study(*given: Any) -> None:
+        raise Tried
+
+    monkeypatch.setattr("alignkit.tuning.search.Study", study)
+    other = tmp_path / "other"
+    shutil.copytree(encoder, other)
+
+    def tune(search: dict[str, Any], **changed: Any) -> None:
+        given = fields(encoder, ner_data, tmp_path / "run", tune={"search": search}, **changed)
+        alignkit.tune(Recipe(**given))
+
+    model = {"model": [str(encoder), str(other)], "seed": [1, 2]}
+    for search, changed in (
+        (model, {"model": "../placeholder"}),
+        ({"freeze": [["embeddings"], []]}, {"freeze": ["embedings"]}),
+        ({"adversary": [None, "fgm"], "adversary.epsilon": [0.1, 0.2]}, {"model": str(encoder)}),
+    ):
+        with pytest.raises(Tried):
+            tune(search, **changed)
+        shutil.rmtree(tmp_path / "run-tune")
+    for search, changed, says in (
+        (model, {"model": "../placeholder", "reference": "nowhere/a"}, "reference 'nowhere/a'"),
+        ({**model, "seed": ["x", 2]}, {"model": "../placeholder"}, "tune.search.seed: 'x'; expected an integer"),
+        ({**model, "seed": [2, "x"]}, {"model": "../placeholder"}, "tune.search.seed: 'x'; expected an integer"),
+        ({"model": [str(encoder), "../none"]}, {"model": "../placeholder"}, "tune.search.model: '../none' gives model"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            tune(search, **changed)
+        assert "placeholder" not in str(caught.value)
+        assert str(caught.value).startswith(says)
+        assert len(caught.value.mistakes) == 1
 
 
 WRITTEN: dict[str, tuple[Any, str]] = {

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.data import Example
 from alignkit.errors import Mistake, UsageError
 
 if TYPE_CHECKING:
+    from alignkit.data import Example
     from alignkit.recipe import Recipe
 
 
@@ -38,32 +38,13 @@ def checked(path: Path, overrides: list[str], strict: bool = False) -> str:
     """The recipe's plan as text.
 
     Raises:
-        UsageError: all mistakes of the recipe and its data together, or what cannot go together.
+        UsageError: all mistakes of the recipe, its data and its model, and all that cannot go together.
     """
-    from alignkit.evaluation.evaluators import load
-    from alignkit.plan import plan_of
-    from alignkit.recipe import Recipe, RecipeError
+    from alignkit import checking
 
-    mistakes: list[Mistake] = []
-    recipe: Recipe | None = None
-    try:
-        recipe = Recipe.load(path, overrides=overrides, strict=strict)
-    except RecipeError as error:
-        mistakes += error.mistakes
-        data, task, base = error.data, error.task, error.base
-    else:
-        data, task, base = recipe.data, recipe.task, recipe.base
-    evaluators = recipe.evaluation.evaluators if recipe is not None else []
-    splits: dict[str, list[Example]] = {}
-    if data is not None and task is not None:
-        try:
-            splits, _ = load(data, task, evaluators, base)
-        except UsageError as error:
-            mistakes += error.mistakes
-    if mistakes or recipe is None:
-        raise UsageError(*mistakes)
-    _, plan = plan_of(recipe, examples=splits["train"])
-    return plan.render() + _search(recipe, splits)
+    recipe = checking.load(path, overrides, strict)
+    found = checking.checked(recipe)
+    return found.plan.render() + _search(recipe, found.splits)
 
 
 def _search(recipe: Recipe, splits: dict[str, list[Example]]) -> str:

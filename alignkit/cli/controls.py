@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alignkit.cli.parts import component
 from alignkit.errors import Mistake, UsageError
+from alignkit.kept import controls_of, missing
 
 if TYPE_CHECKING:
     from alignkit.components import Control
@@ -38,6 +39,7 @@ def controls_for(
             controls = _of_run(run, [(known.index(name), field) for name in known for field in ours[name]])
         except UsageError as error:
             mistakes += [_renamed(mistake, known) for mistake in error.mistakes]
+    mistakes += missing(controls)
     for name in dict.fromkeys(named):
         try:
             controls.append(component("control", name, f"--control {name}", ours[name]))
@@ -53,7 +55,11 @@ def _of_run(run: str, overrides: list[tuple[int, str]]) -> list[Control]:
     from alignkit.run_folder import RECIPE
 
     file = Path(run).expanduser() / RECIPE
-    return Recipe.load(file, [f"controls.{i}.{text}" for i, text in overrides]).controls if file.is_file() else []
+    if not file.is_file():
+        return []
+    recipe = Recipe.load(file, [f"controls.{i}.{text}" for i, text in overrides])
+    given = [f"{recipe.controls[i].name}.{text.partition('=')[0].strip()}" for i, text in overrides]
+    return controls_of(recipe, file.parent, given)
 
 
 def _apart(overrides: Sequence[str], names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

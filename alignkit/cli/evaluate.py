@@ -35,7 +35,9 @@ def command(
     task: Annotated[str | None, typer.Option(help="The task of a model that is no run.")] = None,
     evaluator: Annotated[
         list[str] | None,
-        typer.Option(help="Measure by an evaluator alone: refusals, calibration … May be said several times."),
+        typer.Option(
+            help="Measure by an evaluator alone, and --data by the task: refusals … May be said several times."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -215,7 +217,8 @@ def evaluated(
     Args:
         data: labelled rows; None: the run's own splits.
         overrides, shots, train: as `alignkit.cli.parts.loaded` takes them.
-        evaluators: those to measure by, and by nothing else; none: everything that the run's recipe names.
+        evaluators: those to measure by, and by nothing else but the task's metrics on `data` where that is given;
+            none: everything that the run's recipe names.
         controls: what the answers that they ask for are under.
     """
     from alignkit.compose import Composition
@@ -241,8 +244,8 @@ def evaluated(
             batch_size=batch_size,
             seed=seed,
         )
-        own = [split for split in measured.splits if split not in splits]
-        return replace(measured, splits={split: measured.splits[split] for split in own}), aligned.task
+        shown = [split for split in measured.splits if split not in splits or data is not None]
+        return replace(measured, splits={split: measured.splits[split] for split in shown}), aligned.task
     aligned, recipe, splits = with_rows(run, data, task, overrides, shots, train, evaluators=True)
     asked = recipe.evaluation if recipe is not None and data is None else None
     gaps = asked.gaps if asked else []
@@ -297,5 +300,17 @@ def with_rows(
     if not sources and not (evaluators and recipe is not None and recipe.evaluation.evaluators):
         found = "its recipe has neither a validation nor a test split"
         raise UsageError(Mistake(run, found, "a labelled file", "name one with --data"))
-    examples = load_data(sources, aligned.task, base)  # after the model, whose labels these are held against
+    try:
+        examples = load_data(sources, aligned.task, base)  # after the model, whose labels these are held against
+    except UsageError as error:
+        if data is not None:
+            raise
+        raise UsageError(*map(_of_own_split, error.mistakes)) from error
     return aligned, recipe, examples
+
+
+def _of_own_split(mistake: Mistake) -> Mistake:
+    """A file of a run's recipe may be gone, or the run may have been moved."""
+    if mistake.found != "no such file":
+        return mistake
+    return replace(mistake, expected="the file of the run's recipe", mend="name a labelled file with --data")

@@ -33,7 +33,7 @@ def component(kind: str, name: str, option: str, overrides: Sequence[str] = ()) 
 
     fields: dict[str, Any] = _mappings(kind, name) if overrides else {}
     lines: dict[Place, str] = {}
-    mistakes = file.override(fields, overrides, lines)
+    mistakes = [mistake for _, mistake in file.override(fields, overrides, lines)]
     made: Component | None = None
     try:
         made = make(kind, {**fields, "use": name}, Making(Path.cwd(), default_catalogue()))

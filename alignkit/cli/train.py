@@ -25,11 +25,12 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON, and nothing else.")] = False,
 ) -> None:
     """Carry out a recipe: filter, augment, train, fuse, evaluate before and after, report."""
-    from alignkit.recipe import Recipe
+    from alignkit import checking, run_folder
 
     overrides = [*(set_ or []), *([f"output={json.dumps(str(output.absolute()))}"] if output else [])]
-    loaded = Recipe.load(recipe, overrides=overrides, strict=strict)
-    run = carried_out(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    options = {"resume": resume, "overwrite": overwrite}
+    loaded = checking.load(recipe, overrides, strict, beside=lambda known: run_folder.checked(known, **options))
+    run = carried_out(loaded, **options, quiet=as_json)
     if as_json:
         print(json.dumps(run.metrics, indent=2, ensure_ascii=False))
 

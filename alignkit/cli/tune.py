@@ -38,7 +38,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the trials as JSON, and nothing else.")] = False,
 ) -> None:
     """Search any fields of a recipe: try values out, end poor trials early, carry the best out in full."""
-    from alignkit.recipe import Recipe
+    from alignkit import checking
     from alignkit.tuning import tune
 
     options = {"trials": trials, "metric": metric, "timeout": timeout, "seed": seed}
@@ -50,7 +50,7 @@ def command(
             print(text, flush=True)
 
     try:
-        loaded = Recipe.load(recipe, overrides=overrides, strict=strict)
+        loaded = checking.load(recipe, overrides, strict)
         tuned = tune(loaded, output=output, resume=resume, say=say)
     except UsageError as error:
         raise UsageError(*(replace(m, where=_as_option(m.where, options)) for m in error.mistakes)) from error

@@ -51,7 +51,8 @@ class Columns:
         lacking = {part: (self.source.path, 0) for part in parts if self.known and part not in self.known}
         for column, (where, count) in {**self.lacking, **lacking}.items():
             rows = f" in {count} rows" if count > 1 else ""
-            yield Mistake(where, f"no column {column!r}{rows}", mend=nearest(column, self.known))
+            free = [name for name in self.known if name not in self.source.columns.values()]
+            yield Mistake(where, f"no column {column!r}{rows}", mend=nearest(column, free or self.known))
 
 
 def unmapped(name: str, fields: Mapping[str, Any]) -> str:

@@ -99,10 +99,18 @@ def _numbered(source: Source, readers: Mapping[str, Reader], base: Path, mistake
         else:
             found = f"a file of an unknown kind ({suffix or 'no suffix'})"
             mistakes.append(Mistake(source.path, found, f"one of {', '.join(readers)}"))
-    elif _may_be_on_the_hub(source.path, path):
-        yield from _hub(source, path, mistakes)
+    elif absent := missing(source, base):
+        mistakes.append(absent)
     else:
-        mistakes.append(Mistake(source.path, "no such file", mend=_neighbour(path)))
+        yield from _hub(source, path, mistakes)
+
+
+def missing(source: Source, base: Path) -> Mistake | None:
+    """A file that is not there, and is no id of a data set on the hub."""
+    path = base / Path(source.path).expanduser()
+    if path.exists() or _may_be_on_the_hub(source.path, path):
+        return None
+    return Mistake(source.path, "no such file", mend=_neighbour(path))
 
 
 def _file(path: Path, name: str, reader: Reader, mistakes: list[Mistake]) -> NumberedRows:

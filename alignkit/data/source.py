@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from alignkit.sections import note
+
 
 class Source(BaseModel):
     """One file or hub data set; in a recipe a bare string is its path."""
@@ -57,6 +59,8 @@ class Data(BaseModel):
     """What checkpoints are chosen by and early stopping looks at."""
     test: Annotated[dict[str, Sources], BeforeValidator(_named)] = {}
     """What is reported on: one set, or several by name."""
+
+    _note = field_validator("*")(note)
 
     def splits(self) -> dict[str, list[Source]]:
         """`train`, `validation`, `test` or `test/NAME` -> sources, those that are there."""

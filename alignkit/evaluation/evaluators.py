@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from alignkit.components import Control, Evaluator, Task
     from alignkit.data import Example
-    from alignkit.data.source import Data, Source
+    from alignkit.data.source import Source
     from alignkit.evaluation.bootstrap import Floats
 
 BY = " by "
@@ -183,29 +183,3 @@ def _of_source(
     except UsageError as error:  # of the file as a whole: what the rows lack may only follow from it
         mistakes = [*error.mistakes, *mistakes]
     return examples, mistakes
-
-
-def load(
-    data: Data | Mapping[str, list[Source]], task: Task, evaluators: Sequence[Evaluator], base: Path
-) -> tuple[dict[str, list[Example]], Rows]:
-    """A run's splits, and the rows of its evaluators.
-
-    Raises:
-        UsageError: with the mistakes of all files of both.
-    """
-    from alignkit.data.load import load as load_data
-
-    mistakes: list[Mistake] = []
-    splits: dict[str, list[Example]] = {}
-    own: Rows = {}
-    try:
-        splits = load_data(data, task, base)
-    except UsageError as error:
-        mistakes += error.mistakes
-    try:
-        own = read(evaluators, base)
-    except UsageError as error:
-        mistakes += error.mistakes
-    if mistakes:
-        raise UsageError(*mistakes)
-    return splits, own

@@ -7,7 +7,7 @@ from alignkit.models.adapters import Peft
 from alignkit.models.freezing import freeze
 from alignkit.models.head import head_arguments
 from alignkit.models.inspection import ModelFacts, adopt_labels, facts
-from alignkit.models.loading import load, load_tokenizer
+from alignkit.models.loading import load, load_tokenizer, refuse_unfit
 from alignkit.models.location import resolve
 from alignkit.models.saving import save
 from alignkit.models.scratch import Scratch
@@ -22,6 +22,7 @@ __all__ = [
     "head_arguments",
     "load",
     "load_tokenizer",
+    "refuse_unfit",
     "resolve",
     "save",
 ]

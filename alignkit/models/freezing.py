@@ -29,7 +29,11 @@ def freeze(model: Any, patterns: Iterable[str]) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     mistakes, frozen = [], set()
     for pattern in patterns:
-        found = set(_named(model, names, pattern))
+        try:
+            found = set(_named(model, names, pattern))
+        except UsageError as error:
+            mistakes += error.mistakes
+            continue
         frozen |= found
         if not found:
             mistakes.append(Mistake(f"freeze {pattern!r}", "it names no parameter", "", _mend(model, names, pattern)))

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import Mistake, UsageError
+from alignkit.findings import Unsettled
 from alignkit.models.location import cache_folder
 
 _SAMPLE = 1 << 20
 
 
-def converted(file: Path) -> Path:
+def converted(file: Path, make: bool = True) -> Path:
     """The folder with the file's model in float32 and its tokenizer, made at the first call.
 
     The cache is keyed by the file's size, its first MiB (all of its metadata's beginning) and its last.
+
+    Args:
+        make: where the folder is not there yet, make it; `Unsettled` otherwise.
 
     Raises:
         UsageError: not a gguf file, an architecture that transformers cannot unpack, a missing package.
@@ -26,6 +30,8 @@ def converted(file: Path) -> Path:
     if folder.is_dir():
         return folder
     _demand_gguf(file)
+    if not make:
+        raise Unsettled
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -95,6 +95,6 @@ def _unknown(name: str, kind: str, known: set[str]) -> Mistake:
     parts = ("classifier", "summary", "dropout", "pdrop", "pooler", "pooling")
     there = sorted(field for field in known if any(part in field for part in parts))
     what = {"dropout": "no field for the dropout of its head", "hidden": "no field for the width of its head"}
-    mend = "" if name in what else nearest(name, known)
-    mend = mend or f"there is {', '.join(there) or 'nothing of the kind'}"
+    guess = "" if name in what else nearest(name, known | what.keys())
+    mend = guess if guess.startswith("did you mean") else f"there is {', '.join(there) or 'nothing of the kind'}"
     return Mistake(f"head.{name}", f"{kind} has {what.get(name, f'no field {name!r}')}", "a field of its config", mend)

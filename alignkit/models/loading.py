@@ -51,12 +51,7 @@ def load(
     """
     path, freeze = Path(path), list(freeze)
     task.take_model(read_config(path))
-    if peft is not None and freeze:
-        found = "both given: under peft everything but the adapter and the head is frozen already"
-        raise UsageError(Mistake("freeze, peft", found, "one of them", "take one out"))
-    if peft is not None and is_adapter(path):
-        found = "it was trained by a prompt method and carries that adapter"
-        raise UsageError(Mistake(f"model {str(path)!r}", found, "a plain model", f"name {path / ADAPTER_BASE}"))
+    _refuse_both(path, peft, freeze)
     if is_adapter(path) and task.has_head and not has_trained_head(read_config(path), read_shapes(path), task):
         found = "its prompt was trained with a head for other labels"
         raise UsageError(Mistake(f"model {str(path)!r}", found, "the task's labels", f"name {path / ADAPTER_BASE}"))
@@ -76,6 +71,81 @@ def load(
     if freeze:
         freeze_parameters(model, freeze)
     return model, tokenizer
+
+
+def refuse_unfit(
+    path: Path | str, task: Task, peft: Peft | None, freeze: Iterable[str], head: Mapping[str, Any]
+) -> None:
+    """Refuse what `load` would, as far as it shows in a model without weights.
+
+    Raises:
+        UsageError: no such kind of head for this model, modules, parameters or fields of the head that are not there,
+            or values of those that the model cannot have.
+    """
+    import torch
+
+    path, freeze = Path(path), list(freeze)
+    _refuse_both(path, peft, freeze)
+    shaped = head_arguments(path, task, head)
+    try:
+        with quiet(), torch.device("meta"):
+            model = _without_weights(path, task, {})
+            if shaped:
+                model = _reshaped(model, path, task, shaped)
+            refuse_without_effect(model, head)
+            if peft is not None:
+                model = adapted(model, task, peft)
+            if freeze and not is_adapter(path):  # its adapter, which is not made here, has parameters, too
+                freeze_parameters(model, freeze)
+    except UsageError:
+        raise
+    except Exception:  # a model family's own code may raise anything on the meta device, where load does not
+        return
+
+
+def _reshaped(plain: Any, path: Path, task: Task, shaped: Mapping[str, Any]) -> Any:
+    """As `_without_weights`, where without the head's fields it can be made: what they do to it is their fault."""
+    try:
+        model = _without_weights(path, task, shaped)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the model family's code raises
+        found = f"no {plain.config.model_type} can be made with it ({_first_line(error)})"
+        raise UsageError(Mistake("head", found, "values that the model can have")) from error
+    shapes = {name: p.shape for name, p in model.named_parameters() if _in_body(model, name)}
+    changed = [name for name, p in plain.named_parameters() if shapes.get(name, p.shape) != p.shape]
+    if changed:
+        raise UsageError(_misshapen(changed))
+    return model
+
+
+def _misshapen(names: Iterable[str]) -> Mistake:
+    first, *others = sorted(names)
+    found = f"a field under it changes the shape of {first}{f' and {len(others)} more' if others else ''}"
+    return Mistake("head", found, "fields that leave the checkpoint's weights as they are", "take it out")
+
+
+def _without_weights(path: Path, task: Task, shaped: Mapping[str, Any]) -> Any:
+    """The model that the task would load, without an adapter of its own; made on the device of the context."""
+    import transformers
+
+    head = task.head() if wanted_labels(task) or not task.has_head else {}
+    folder = path / ADAPTER_BASE if is_adapter(path) else path
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **shaped, **head)
+    auto: Any = getattr(transformers, task.auto_class)
+    if type(config) not in auto._model_mapping:
+        found = f"{task.auto_class} cannot load it ({config.model_type} has no such head)"
+        raise UsageError(Mistake(f"model {str(path)!r}", found, "a model that this task can use"))
+    return auto.from_config(config)
+
+
+def _refuse_both(path: Path, peft: Peft | None, freeze: Iterable[str]) -> None:
+    if peft is not None and freeze:
+        found = "both given: under peft everything but the adapter and the head is frozen already"
+        raise UsageError(Mistake("freeze, peft", found, "one of them", "take one out"))
+    if peft is not None and is_adapter(path):
+        found = "it was trained by a prompt method and carries that adapter"
+        raise UsageError(Mistake(f"model {str(path)!r}", found, "a plain model", f"name {path / ADAPTER_BASE}"))
 
 
 def load_tokenizer(path: Path | str, task: Task) -> Any:
@@ -126,6 +196,8 @@ def _load_plain(
     fresh = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     body = {name for name in fresh if _in_body(model, name)}
     if any(key[0] in body for key in report["mismatched_keys"]):
+        if shaped:
+            raise UsageError(_misshapen(body))
         found = f"weights of other shapes than its config says: {', '.join(sorted(body))}"
         raise UsageError(Mistake(f"model {str(folder)!r}", found, "a whole model", "copy it again"))
     if task.has_head and not has_trained_head(read_config(folder), read_shapes(folder), task):

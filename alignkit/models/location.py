@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from alignkit.errors import Mistake, UsageError, nearest
+from alignkit.findings import Unsettled
 
 PACKAGE = "package:"
 ADAPTER_BASE = "base"
@@ -21,13 +22,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ALIGNKIT_CACHE") or Path.home() / ".cache" / "alignkit")
 
 
-def resolve(name: str, base: Path | str = ".") -> Path:
+def resolve(name: str, base: Path | str = ".", make: bool = True) -> Path:
     """The model folder that a name stands for.
 
     Args:
         name: a run's folder, a model's folder, a `.gguf` file (converted once, into a cache), `package:NAME` (an
             installed distribution that carries a model), or a hub id.
         base: what relative paths are relative to: the recipe's folder.
+        make: convert or fetch what is not there yet; `Unsettled` otherwise.
 
     Raises:
         UsageError: there is no such model, or it cannot be read.
@@ -44,14 +46,19 @@ def resolve(name: str, base: Path | str = ".") -> Path:
 
         if not path.is_file():
             raise UsageError(_missing(name, path))
-        return converted(path)
+        return converted(path, make)
     if path.is_dir():
         return _checked(path / "model" if _is_run(path) else path, name)
     if path.exists():
         raise UsageError(Mistake(f"model {name!r}", "a file", "a model folder or a .gguf file"))
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UsageError(_missing(name, path))
-    return _checked(_from_hub(name, path), name)
+    try:
+        return _checked(_from_hub(name, path, make), name)
+    except UsageError:
+        if make or _offline():
+            raise
+        raise Unsettled from None  # the hub may have it, or what the cache lacks of it
 
 
 def is_adapter(folder: Path) -> bool:
@@ -136,14 +143,18 @@ def _is_weights(file: str) -> bool:
     return file in ("model.safetensors", "model.safetensors.index.json")
 
 
-def _from_hub(name: str, path: Path) -> Path:
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _from_hub(name: str, path: Path, fetch: bool) -> Path:
     """The local snapshot of a hub model; fetched where that is allowed."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = _offline()
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline))
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline or not fetch))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         local = _missing(name, path)
         found = "no folder of that name, and not in the local hub cache"

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from alignkit.errors import Mistake, UsageError, nearest
+from alignkit.findings import Unsettled
 from alignkit.models.location import cache_folder, resolve
 
 _TOKENIZER_FILES = (
@@ -73,7 +74,7 @@ def config_fields(config: Any) -> set[str]:
     return {*config.to_dict(), *getattr(config, "attribute_map", {})}
 
 
-def made(scratch: Scratch, base: Path | str, seed: int) -> Path:
+def made(scratch: Scratch, base: Path | str, seed: int, make: bool = True) -> Path:
     """The folder with the model's first weights and its tokenizer, made at the first call.
 
     The cache is keyed by the config, the tokenizer's files and the seed.
@@ -81,15 +82,18 @@ def made(scratch: Scratch, base: Path | str, seed: int) -> Path:
     Args:
         base: what the tokenizer's path is relative to.
         seed: of the weights; the global random state is left alone.
+        make: where it is not there yet, make it; `Unsettled` otherwise.
 
     Raises:
         UsageError: no such tokenizer, or a config that no model can be made from.
     """
     own = Path(base) / Path(scratch.tokenizer).expanduser()
-    source = own if (own / "tokenizer.json").is_file() else resolve(scratch.tokenizer, base)
+    source = own if (own / "tokenizer.json").is_file() else resolve(scratch.tokenizer, base, make)
     folder = cache_folder() / "scratch" / f"{scratch.kind}-{_fingerprint(scratch, source, seed)}"
     if folder.is_dir():
         return folder
+    if not make:
+        raise Unsettled
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from alignkit.errors import Mistake, PluginError, UsageError, nearest
+from alignkit.errors import Mistake, PluginError, UsageError, closest, nearest
 
 if TYPE_CHECKING:
-    from alignkit.components import Task
-    from alignkit.data.source import Data
+    from alignkit.recipe.model import Recipe
 
 Place = tuple[str | int, ...]
 """Keys and list positions from the recipe's root."""
@@ -38,38 +38,48 @@ class Problem:
 
 
 class Problems(ValueError):
-    """Raised inside validators, so that pydantic goes on and collects the others."""
+    """Raised inside validators, so that pydantic goes on and collects the others.
 
-    def __init__(self, problems: Iterable[Problem]):
-        self.problems = list(problems)
+    Args:
+        sound: of a list, the items that have no problem.
+    """
+
+    def __init__(self, problems: Iterable[Problem], sound: list[Any] | None = None):
+        self.problems, self.sound = list(problems), sound
         super().__init__("; ".join(problem.found for problem in self.problems))
 
 
 class RecipeError(UsageError):
-    """A recipe's mistakes, with those of its parts that were found valid, so that the data can be checked too."""
+    """A recipe's mistakes, with what is known of it, so that the rest can be checked, too.
 
-    def __init__(
-        self, *mistakes: Mistake | str, base: Path = Path(), data: Data | None = None, task: Task | None = None
-    ):
+    Args:
+        known: the recipe without what is wrong: asked for that, it raises `Unsettled`.
+    """
+
+    def __init__(self, *mistakes: Mistake | str, known: Recipe):
         super().__init__(*mistakes)
-        self.base, self.data, self.task = base, data, task
+        self.known = known
 
 
 def locate(place: Place, lines: Mapping[Place, str], root: str = "") -> str:
     """`recipe.yaml:12 adversary.epsilon`; the override itself where the value came from one."""
-    dotted = ".".join(map(str, place))
-    known = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), root)
-    return known if known.startswith("--set") else f"{known} {dotted}".strip()
+    known = line_of(place, lines, root)
+    return known if known.startswith("--set") else f"{known} {'.'.join(map(str, place))}".strip()
+
+
+def line_of(place: Place, lines: Mapping[Place, str], root: str = "") -> str:
+    """`recipe.yaml:12`, or the override, of a place or of the nearest one that it is in."""
+    return next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), root)
 
 
 def raised(
-    problems: Sequence[Problem], mistakes: Sequence[Mistake], lines: Mapping[Place, str], root: str, **valid: Any
+    problems: Sequence[Problem], mistakes: Sequence[Mistake], lines: Mapping[Place, str], root: str, known: Recipe
 ) -> UsageError | PluginError:
     """The error that reports everything: the user's to mend, unless plugins alone are at fault."""
     located = [Mistake(locate(p.place, lines, root), p.found, p.expected, p.mend) for p in problems]
     if not mistakes and problems and all(p.plugins for p in problems):
         return PluginError("\n".join(map(str, located)))
-    return RecipeError(*mistakes, *located, **valid)
+    return RecipeError(*mistakes, *located, known=known)
 
 
 def problems_of(
@@ -98,7 +108,23 @@ def problems_of(
             expected = " or ".join(dict.fromkeys(filter(None, (earlier.expected, problem.expected))))
             problem = Problem(where, earlier.found, expected, earlier.mend)
         found[where] = problem
+    for place in [detail["loc"] for detail in details if detail["type"] in _UNKNOWN]:
+        where = _address(place, data, keep_last=True)
+        meant = (*where[:-1], closest(str(where[-1]), known(where[:-1])) or "")
+        if meant in found and found[meant].found == "missing":  # it is there, misspelt
+            del found[meant]
     return list(found.values())
+
+
+def first_clause(description: str) -> str:
+    """What a field's description begins with, up to the first full stop or semicolon."""
+    return re.split(r"[.;](?:\s|$)", " ".join(description.split()), maxsplit=1)[0]
+
+
+def sound_items(error: ValidationError) -> dict[Place, list[Any]]:
+    """Of every list that has items with problems those that have none."""
+    nested = ((detail["loc"], detail.get("ctx", {}).get("error")) for detail in error.errors(include_url=False))
+    return {place: e.sound for place, e in nested if isinstance(e, Problems) and e.sound is not None}
 
 
 def shown(value: Any) -> str:
@@ -120,7 +146,7 @@ def _problem(
     if kind in _UNKNOWN:
         return Problem(where, f"unknown field {where[-1]!r}", mend=nearest(str(where[-1]), known(where[:-1])))
     if kind == "missing":
-        meaning = describe(where).rstrip(".")
+        meaning = first_clause(describe(where))
         abbreviated = meaning[1:2].isupper() or meaning[1:2].isdigit()
         return Problem(where, "missing", meaning if abbreviated else meaning[:1].lower() + meaning[1:])
     if kind in ("value_error", "assertion_error"):
@@ -140,7 +166,7 @@ def _problem(
         message = message.replace("Input should be", "a number", 1)
     else:
         message = message.removeprefix("Input should be ").partition(", ")[0]
-        message = message.replace("a valid dictionary or", "a mapping, or").replace("a valid dictionary", "a mapping")
+        message = message.partition(" or instance of ")[0].replace("a valid dictionary", "a mapping")
         message = message.replace("a valid ", "a ").replace("a integer", "an integer")
     return Problem(where, shown(detail["input"]), message)
 

@@ -14,6 +14,9 @@ import yaml
 from alignkit.errors import Mistake, UsageError
 from alignkit.recipe.errors import Place, locate, shown
 
+Placed = list[tuple[Place, Mistake]]
+"""Mistakes, each with its place in the recipe."""
+
 _SCALARS = {
     "bool": (r"(true|True|TRUE|false|False|FALSE)", "tTfF"),
     "int": (r"[-+]?(0|[1-9][\d_]*)", "-+0123456789"),
@@ -23,6 +26,15 @@ _SCALARS = {
     ),
 }
 """YAML 1.2's scalars: `5e-5` is a number, while `no`, `10:30` and `2024-01-01` are text."""
+
+
+_NO_COLON = "could not find expected ':'"
+_NO_SPACE = " is one word"
+_ONE_WORD = re.compile(r"[\w.-]+:\S")
+_YAML_MENDS = {
+    _NO_COLON: "write `FIELD: VALUE`, with a space after the colon",
+    "mapping values are not allowed here": "indent it as its neighbours are, and quote text that has `: ` in it",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,7 +59,7 @@ for _tag, (_pattern, _first) in _SCALARS.items():
         _either.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[Place, str], list[Mistake]]:
+def read(path: Path) -> tuple[dict[str, Any], dict[Place, str], Placed]:
     """A recipe file's values, where each of them stands (`recipe.yaml:12`), and keys that are there twice.
 
     Raises:
@@ -81,14 +93,15 @@ def dump(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def override(values: dict[str, Any], overrides: Iterable[str], lines: dict[Place, str]) -> list[Mistake]:
+def override(values: dict[str, Any], overrides: Iterable[str], lines: dict[Place, str]) -> Placed:
     """Apply `--set` overrides such as `adversary.epsilon=0.3` or `constraints.0.weight=0.2`, in order."""
-    mistakes = []
+    mistakes: Placed = []
     for text in overrides:
         where = f"--set {text}"
         dotted, equals, value = text.partition("=")
         if not equals or not dotted.strip():
-            mistakes.append(Mistake(where, "no `=` in it" if dotted.strip() else "no field before `=`", "FIELD=VALUE"))
+            found = "no `=` in it" if dotted.strip() else "no field before `=`"
+            mistakes.append((_place(dotted.strip()), Mistake(where, found, "FIELD=VALUE")))
             continue
         mend = ""
         try:
@@ -98,7 +111,7 @@ def override(values: dict[str, Any], overrides: Iterable[str], lines: dict[Place
             wrong = f"the value is not YAML: {problem}"
             mend = f"""quote it: {dotted}='"…"'""" if value.startswith("{") else ""
         if wrong:
-            mistakes.append(Mistake(where, wrong, mend=mend))
+            mistakes.append((_place(dotted.strip()), Mistake(where, wrong, mend=mend)))
     return mistakes
 
 
@@ -187,9 +200,9 @@ def _json(path: Path, text: str) -> Any:
         raise UsageError(Mistake(f"{path}:{error.lineno}", f"not JSON: {error.msg}")) from error
 
 
-def _yaml(path: Path, text: str) -> tuple[Any, dict[Place, str], list[Mistake]]:
+def _yaml(path: Path, text: str) -> tuple[Any, dict[Place, str], Placed]:
     lines: dict[Place, str] = {}
-    mistakes: list[Mistake] = []
+    mistakes: Placed = []
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -198,7 +211,8 @@ def _yaml(path: Path, text: str) -> tuple[Any, dict[Place, str], list[Mistake]]:
         _walk(node, (), str(path), lines, mistakes, ())
         return loader.construct_document(node), lines, mistakes
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        begun = error.context_mark if error.problem == _NO_COLON else None  # the line before the one it noticed it on
+        mark = begun or error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UsageError(
             Mistake(where, f"not YAML: {error.problem or error.context}", "", _yaml_mend(error))
@@ -208,11 +222,14 @@ def _yaml(path: Path, text: str) -> tuple[Any, dict[Place, str], list[Mistake]]:
 
 
 def _yaml_mend(error: yaml.MarkedYAMLError) -> str:
-    return "indent with spaces, not with tabs" if "'\\t'" in str(error.problem) else ""
+    if "'\\t'" in str(error.problem):
+        return "indent with spaces, not with tabs"
+    problem = _NO_COLON if str(error.problem).endswith(_NO_SPACE) else str(error.problem)
+    return _YAML_MENDS.get(problem, "")
 
 
 def _walk(
-    node: yaml.Node, place: Place, file: str, lines: dict[Place, str], mistakes: list[Mistake], above: tuple[int, ...]
+    node: yaml.Node, place: Place, file: str, lines: dict[Place, str], mistakes: Placed, above: tuple[int, ...]
 ) -> None:
     """Note the line of every key and item; report keys that are there twice and values that hold themselves."""
     if id(node) in above:
@@ -227,10 +244,13 @@ def _walk(
         for key, value in node.value:
             line = key.start_mark.line + 1
             name = str(key.value)
+            no_value = node.flow_style and key.style is None and value.value == ""  # as in `{use:fgm}`
+            if no_value and _ONE_WORD.match(name):
+                raise yaml.MarkedYAMLError(problem=f"{name!r}{_NO_SPACE}", problem_mark=key.start_mark)
             if name in seen:
                 where = locate((*place, name), {}, f"{file}:{line}")
                 found = f"a second {name!r}; the first is on line {seen[name]}"
-                mistakes.append(Mistake(where, found, "", "take one of them out"))
+                mistakes.append(((*place, name), Mistake(where, found, "", "take one of them out")))
             seen[name] = line
             lines[(*place, name)] = f"{file}:{line}"
             _walk(value, (*place, name), file, lines, mistakes, above)

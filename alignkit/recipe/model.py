@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import (
     BaseModel,
@@ -37,13 +37,25 @@ from alignkit.components import (
     Updater,
 )
 from alignkit.data.source import Data, Source
-from alignkit.errors import Mistake
+from alignkit.errors import Mistake, closest
+from alignkit.models.adapters import Method
 from alignkit.models.location import resolve
 from alignkit.models.scratch import Scratch
 from alignkit.recipe import file, training, written
-from alignkit.recipe.errors import Place, Problem, Problems, locate, problems_of, raised, shown
+from alignkit.recipe.errors import (
+    Place,
+    Problem,
+    Problems,
+    line_of,
+    locate,
+    problems_of,
+    raised,
+    shown,
+    sound_items,
+)
 from alignkit.recipe.parts import Making, each, every, make, with_views
 from alignkit.recipe.tuning import Tune
+from alignkit.sections import note, partly
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -111,6 +123,8 @@ class Evaluation(BaseModel):
     def _gaps(cls, value: Any, info: ValidationInfo) -> Any:
         making = _making(info)
         return each(value, lambda item: with_views(item, making))
+
+    _note = field_validator("*")(note)
 
 
 class Recipe(BaseModel):
@@ -184,8 +198,12 @@ class Recipe(BaseModel):
     _catalogue: Catalogue = PrivateAttr()
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
     """The fields as they were written or passed."""
-    _locate: Callable[[Place], str] = PrivateAttr()
-    """Where a field stands: `recipe.yaml:12 adversary.epsilon`."""
+    _lines: Mapping[Place, str] = PrivateAttr(default_factory=dict)
+    """Where fields stand: `recipe.yaml:12`."""
+    _root: str = PrivateAttr(default="")
+    """The recipe's file."""
+    _made: list[Component] | None = PrivateAttr(default=None)
+    """Where there are mistakes, the components that could be made."""
 
     def __init__(self, *, base: str | Path = ".", **fields: Any):
         self._validate(fields, Path(base), {}, [], "", strict=False)
@@ -212,23 +230,30 @@ class Recipe(BaseModel):
         fields: dict[str, Any],
         base: Path,
         lines: Mapping[Place, str],
-        mistakes: list[Mistake],
+        mistakes: file.Placed,
         root: str,
         strict: bool,
     ) -> None:
         fields = dict(fields)
         written_by = fields.pop("versions", None)
         making = Making(Path(os.path.abspath(base)), default_catalogue(strict).copy())
+        making.lacks_plugins = "plugins" in fields  # until they are loaded
+        problems: list[Problem] = []
+        items: dict[Place, list[Any]] = {}
         try:
             self.__pydantic_validator__.validate_python(fields, self_instance=self, context=making)
-            problems: list[Problem] = []
         except ValidationError as error:
-            problems = [_placed(p) for p in problems_of(error, fields, _known, _describe)]
+            problems, items = [_placed(p) for p in problems_of(error, fields, _known, _describe)], sound_items(error)
         if problems or mistakes:
-            raise raised(problems, mistakes, lines, root, base=making.base, **making.valid)
-        self._base, self._catalogue = making.base, making.catalogue
-        self._given, self._locate = fields, lambda place: locate(place, lines, root)
+            known = _known_of(fields, making, [*(p.place for p in problems), *(place for place, _ in mistakes)], items)
+            known._settle(fields, making, lines, root)
+            raise raised(problems, [mistake for _, mistake in mistakes], lines, root, known)
+        self._settle(fields, making, lines, root)
         written.note_versions(written_by, self, making.catalogue)
+
+    def _settle(self, fields: dict[str, Any], making: Making, lines: Mapping[Place, str], root: str) -> None:
+        self._base, self._catalogue = making.base, making.catalogue
+        self._given, self._lines, self._root = fields, lines, root
 
     # -- validation --------------------------------------------------------------------------------------------
 
@@ -237,6 +262,7 @@ class Recipe(BaseModel):
     def _plugins(cls, value: list[str], info: ValidationInfo) -> list[str]:
         making = _making(info)
         each(value, lambda path: making.catalogue.load_file(making.base / Path(path).expanduser()))
+        making.lacks_plugins = False
         return value
 
     @field_validator("model", mode="before")
@@ -260,10 +286,7 @@ class Recipe(BaseModel):
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None and info.field_name == "objective":
             value = info.data["task"].default_objective() if "task" in info.data else "alignkit/supervised"
-        made = make(str(info.field_name), value, _making(info))
-        if info.field_name == "task":
-            _making(info).valid["task"] = made
-        return made
+        return make(str(info.field_name), value, _making(info))
 
     @field_validator("filters", "augmenters", "constraints", mode="before")
     @classmethod
@@ -280,12 +303,6 @@ class Recipe(BaseModel):
     def _one(cls, value: Any, info: ValidationInfo) -> Any:
         kind = COMPONENTS[str(info.field_name)]
         return None if value is None else make(kind, value, _making(info), _making(info).names)
-
-    @field_validator("data")
-    @classmethod
-    def _data(cls, value: Data, info: ValidationInfo) -> Data:
-        _making(info).valid["data"] = value
-        return value
 
     @field_validator("peft", mode="before")
     @classmethod
@@ -318,6 +335,8 @@ class Recipe(BaseModel):
             raise Problems(problems)
         return values
 
+    _note = field_validator("*")(note)
+
     # -- what it says ------------------------------------------------------------------------------------------
 
     @property
@@ -325,17 +344,20 @@ class Recipe(BaseModel):
         """The folder that relative paths are relative to."""
         return self._base
 
-    def source(self) -> Path:
+    def source(self, make: bool = True) -> Path:
         """The folder of the model that the run starts from; one from scratch is made at the first call.
+
+        Args:
+            make: where it is not there yet, make, convert or fetch it; `Unsettled` otherwise.
 
         Raises:
             UsageError: there is no such model, or none can be made.
         """
         if isinstance(self.model, str):
-            return resolve(self.model, self._base)
+            return resolve(self.model, self._base, make)
         from alignkit.models.scratch import made
 
-        return made(self.model, self._base, self.seed)
+        return made(self.model, self._base, self.seed, make)
 
     @property
     def origin(self) -> Path:
@@ -351,9 +373,37 @@ class Recipe(BaseModel):
         values = [getattr(self, name) for name in COMPONENTS]
         return [c for value in values for c in (value if isinstance(value, list) else [value]) if c is not None]
 
+    def made(self) -> list[Component]:
+        """The same of a recipe with mistakes, as far as they could be made."""
+        return self.components() if self._made is None else self._made
+
     def where(self, *place: str | int) -> str:
         """Where a field stands, for messages: `recipe.yaml:12 adversary.epsilon`."""
-        return self._locate(place)
+        return locate(place, self._lines, self._root)
+
+    def placed(self, mistake: Mistake) -> Mistake:
+        """A mistake at a field, or of a component, as `constraint kl-reference`, with the line where that stands."""
+        words = mistake.where.split(" ")
+        lists = {kind: name for name, kind in COMPONENTS.items()}
+        dotted = tuple(int(p) if p.isdigit() else p for p in words[0].rstrip(",").split("."))
+        named = (place for place, c in self._all() if words[:2] == [c.kind, getattr(c, "name", None)])
+        place = next(named, (lists[words[0]],) if words[0] in lists else dotted)
+        line = line_of(place, self._lines, self._root) if place[0] in type(self).model_fields else ""
+        if line.startswith("--set output="):  # what `--output` stands for
+            return mistake
+        return replace(mistake, where=f"{line} {mistake.where}".strip())
+
+    def _all(self) -> Iterator[tuple[Place, Component]]:
+        """Every component that is known, with its place; with that of its list, where other items could not be made."""
+        measured, given = self.__dict__.get("evaluation"), self._given.get("evaluation")
+        sections: dict[Place, tuple[Any, Any]] = {(n,): (v, self._given.get(n)) for n, v in self.__dict__.items()}
+        if measured is not None and isinstance(given, Mapping):
+            sections |= {("evaluation", n): (v, given.get(n)) for n, v in measured.__dict__.items()}
+        for place, (value, listed) in sections.items():
+            for i, item in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(item, Component):
+                    complete = isinstance(value, list) and isinstance(listed, list) and len(listed) == len(value)
+                    yield (*place, i) if complete else place, item
 
     def varied(self, values: Mapping[str, Any]) -> Recipe:
         """The same recipe with other values at dotted paths: `{"adversary.epsilon": 0.3}`. Components are made anew.
@@ -362,7 +412,8 @@ class Recipe(BaseModel):
             UsageError: everything that is wrong with it then, at `adversary.epsilon`, without file and line.
         """
         fields = written.plain(self._given, self._catalogue, self._base)
-        wrong = [Mistake(path, found) for path, v in values.items() if (found := file.put(fields, path, v, {}))]
+        put = ((path, file.put(fields, path, value, {})) for path, value in values.items())
+        wrong: file.Placed = [((path.partition(".")[0],), Mistake(path, found)) for path, found in put if found]
         recipe = Recipe.__new__(Recipe)
         recipe._validate(fields, self._base, {}, wrong, "", strict=False)
         return recipe
@@ -414,6 +465,39 @@ class Recipe(BaseModel):
         return f"Recipe(model={str(self.model)!r}, task={self.task.name!r}, {len(self.components())} components)"
 
 
+_FIRST = {"data": "train", "early_stopping": "patience"}
+"""Sections and what is meant where one is given as a single value."""
+
+
+def _known_of(
+    given: Mapping[str, Any], making: Making, wrong: Collection[Place], items: Mapping[Place, list[Any]]
+) -> Recipe:
+    """What is known of a recipe with mistakes.
+
+    Args:
+        wrong: where they are.
+        items: of lists with mistakes in them the other items.
+    """
+    doubtful = _meant([place[0] for place in wrong if place], Recipe)
+    whole: dict[str, Any] = {name: items[name,] for name in ("controls",) if (name,) in items}
+    sections: dict[str, type[BaseModel]] = {"data": Data, "evaluation": Evaluation}
+    for name in doubtful & set(sections):
+        inside = [place[1] for place in wrong if place[0] == name and len(place) > 1]
+        if inside and isinstance(given.get(name), Mapping):
+            own = {str(place[1]): found for place, found in items.items() if place[0] == name}
+            amiss = _meant(inside, sections[name])
+            whole[name] = partly(sections[name], given[name], making.sound, amiss, own)
+    known = partly(Recipe, given, making.sound, doubtful, whole)
+    known._made = [component for component in making.names.values() if component is not None]
+    return known
+
+
+def _meant(named: Iterable[str | int], section: type[BaseModel]) -> set[str]:
+    """The fields that are named, or may have been meant."""
+    found = {guess for name in named if (guess := closest(str(name), section.model_fields))}
+    return found | ({"training"} if section is Recipe and any(training.meant(str(name)) for name in named) else set())
+
+
 def _making(info: ValidationInfo) -> Making:
     """What the validators of one recipe share; a section made by itself has nobody to share with."""
     return info.context if isinstance(info.context, Making) else Making(Path.cwd(), default_catalogue())
@@ -432,13 +516,18 @@ def _known(place: Place) -> Iterable[str]:
 
 
 def _placed(problem: Problem) -> Problem:
-    """An unknown field at the top that is a training argument: where it belongs."""
-    name = problem.place[0] if len(problem.place) == 1 else ""
-    if problem.found.startswith("unknown field") and name in training.hints():
-        return replace(problem, mend=f"write it under `training:`, as `training.{name}`")
+    """A field at the top that belongs into a section; a section that is written as if it were one field of it."""
+    name = str(problem.place[0]) if len(problem.place) == 1 else ""
+    if problem.found.startswith("unknown field") and (argument := training.meant(name)):
+        mend = f"write it under `training:`, as `training.{argument}`"
+        return replace(problem, mend=mend if argument == name else f"did you mean `training.{argument}`?")
+    if problem.found.startswith("unknown field") and name in get_args(Method):
+        return replace(problem, mend=f"write `peft: {name}`")
+    if problem.expected == "a mapping" and name in _FIRST and problem.found[-1] not in "]}":
+        return replace(problem, mend=f"write {{{_FIRST[name]}: {problem.found}}}")
     return problem
 
 
 def _describe(place: Place) -> str:
     info = Recipe.model_fields.get(str(place[0])) if len(place) == 1 else None
-    return (info.description or "").split("\n")[0] if info else ""
+    return (info.description or "") if info else ""

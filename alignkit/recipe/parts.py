@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -14,8 +14,9 @@ from pydantic_core import to_jsonable_python
 
 from alignkit.catalogue import Catalogue, Entry
 from alignkit.components import Component, component_name
-from alignkit.errors import PluginError, UsageError
+from alignkit.errors import Mistake, PluginError, UsageError
 from alignkit.recipe.errors import Place, Problem, Problems, problems_of, shown
+from alignkit.sections import Sound
 
 T = TypeVar("T")
 
@@ -33,8 +34,10 @@ class Making:
     catalogue: Catalogue
     names: dict[str, Component | None] = field(default_factory=dict)
     """The components that hook into the run by name; None: one that could not be made."""
-    valid: dict[str, Any] = field(default_factory=dict)
-    """Parts found valid that the data can be checked with: `data`, `task`."""
+    sound: Sound = field(default_factory=dict)
+    """The fields that were found valid."""
+    lacks_plugins: bool = False
+    """A plugin file could not be loaded: a name that is not known may be of something in it."""
 
 
 def make(kind: str, value: Any, making: Making, names: dict[str, Component | None] | None = None) -> Component:
@@ -52,19 +55,21 @@ def make(kind: str, value: Any, making: Making, names: dict[str, Component | Non
     given = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"use": value}
     use = given.pop("use", None)
     if not isinstance(use, str):
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise Problems([Problem((), shown(value), f"the name of {article} {kind}, or {{use: NAME, ...}}")])
+        raise Problems([_no_name(kind, value, making)])
     place: Place = ("use",) if isinstance(value, Mapping) else ()
     try:
         entry = making.catalogue.find(kind, use)
         cls = making.catalogue.load_class(entry)
     except UsageError as error:
         names.setdefault(str(given.get("name", use.rpartition("/")[2])), None)
-        raise Problems(Problem(place, m.found, m.expected, m.mend) for m in error.mistakes) from error
+        told = [m for m in error.mistakes if not making.lacks_plugins or _is_near(m)]
+        raise Problems(Problem(place, m.found, m.expected, m.mend) for m in told) from error
     except PluginError as error:
         raise Problems([Problem(place, str(error), plugins=True)]) from error
     name, problems = _name(kind, entry.name, given, names)
     component, wrong = _made(cls, given, entry, making)
+    if not isinstance(value, Mapping):
+        wrong = [_with_fields(use, problem) for problem in wrong]
     if component is None or problems:
         names.setdefault(name, None)
         raise Problems(problems + wrong)
@@ -73,10 +78,35 @@ def make(kind: str, value: Any, making: Making, names: dict[str, Component | Non
     return component
 
 
+def _no_name(kind: str, value: Any, making: Making) -> Problem:
+    """An entry that names no component."""
+    article = "an" if kind[0] in "aeiou" else "a"
+    expected = f"the name of {article} {kind}, or {{use: NAME, ...}}"
+    if isinstance(value, list):
+        return Problem((), shown(value), f"{expected}: there can be one")
+    first = next(iter(value), None) if isinstance(value, Mapping) else None
+    return Problem(
+        (), shown(value), expected, f"write {{use: {first}, …}}" if first in making.catalogue.entries()[kind] else ""
+    )
+
+
+def _with_fields(use: str, problem: Problem) -> Problem:
+    """A problem of an entry that is a bare name: where it lacks a field, how to write that."""
+    if problem.found != "missing":
+        return problem
+    return replace(problem, mend=f"write {{use: {use}, {problem.place[0]}: …}}")
+
+
+def _is_near(mistake: Mistake) -> bool:
+    """A name that is unknown resembles a known one, or is of another kind: it is of no plugin that is missing."""
+    return bool(mistake.expected or mistake.mend) and not mistake.mend.startswith("there is")
+
+
 def each(value: Any, one: Callable[[Any], T]) -> list[T]:
     """`one` of every item of a list; the problems of all items at once."""
     if not isinstance(value, list | tuple):
-        raise Problems([Problem((), shown(value), "a list", f"write [{value}]" if isinstance(value, str) else "")])
+        mend = f"write [{value}]" if isinstance(value, str) else "begin each item with `- `"
+        raise Problems([Problem((), shown(value), "a list", mend)])
     found: list[T] = []
     problems: list[Problem] = []
     for i, item in enumerate(value):
@@ -92,7 +122,7 @@ def each(value: Any, one: Callable[[Any], T]) -> list[T]:
         except PluginError as error:
             problems.append(Problem((i,), str(error), plugins=True))
     if problems:
-        raise Problems(problems)
+        raise Problems(problems, sound=found)
     return found
 
 
@@ -140,12 +170,13 @@ def _made(
 ) -> tuple[Component | None, list[Problem]]:
     own = getattr(cls, "__pydantic_fields__", {})
     problems: list[Problem] = []
+    failed: set[str | int] = set()
     for name in [n for n in given if n in own]:
         try:
             given[name] = _prepared(given[name], [own[name].annotation], making)
         except Problems as error:
+            failed.add(name)
             problems += [p.under((name,)) for p in error.problems]
-    failed = {p.place[0] for p in problems}
     sound = {name: value for name, value in given.items() if name not in failed}
     try:
         component = cls(**sound)
@@ -159,7 +190,7 @@ def _made(
         found_by = f"{entry.source}: {entry.name} failed when it was made: {type(error).__name__}: {error}"
         problems.append(Problem((), found_by, plugins=True))
     else:
-        return (None, problems) if problems else (component, [])
+        return (None, problems) if failed else (component, [])
     return None, problems
 
 
@@ -230,7 +261,7 @@ def _types(annotation: Any) -> Iterator[type]:
 
 def _description(own: Mapping[str, Any], place: Place) -> str:
     info = own.get(str(place[0])) if place else None
-    return str(getattr(info, "description", "") or "").strip().split("\n")[0]
+    return str(getattr(info, "description", "") or "")
 
 
 def _plain(value: Any, catalogue: Catalogue, base: Path) -> Any:

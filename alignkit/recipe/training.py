@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -90,9 +90,33 @@ def checked(
             if not wrong and name in AT_LEAST and values[name] < AT_LEAST[name]:
                 wrong = [Problem((), shown(value), f"{AT_LEAST[name]} or more")]
             problems += [problem.under((name,)) for problem in wrong]
+    if not problems and early_stopping:
+        problems += _unstoppable(merged(values, validation))
     if not problems and training:
         problems += _built(merged(values, validation) | ({"load_best_model_at_end": True} if early_stopping else {}))
     return values, problems
+
+
+def _unstoppable(arguments: Mapping[str, Any]) -> Iterator[Problem]:
+    """What keeps early stopping from going back to the checkpoint of the best evaluation."""
+    evaluated, saved = (str(arguments[name]) for name in ("eval_strategy", "save_strategy"))
+    if evaluated == "no":
+        yield Problem(("eval_strategy",), shown(evaluated), "epoch or steps", "early stopping looks at evaluations")
+    elif saved not in (evaluated, "best"):
+        mend = "early stopping goes back to the checkpoint of the best evaluation"
+        yield Problem(("save_strategy",), shown(saved), f"{evaluated}, as eval_strategy", mend)
+
+
+def meant(name: str) -> str:
+    """The argument of that name, or one that recipes often set and that is called so for short: `epochs`, `lr`."""
+    if name in hints():
+        return name
+    short = (known for known in RECIPE_DEFAULTS if known.endswith(f"_{name}") or _initials(known) == name)
+    return next(short, "")
+
+
+def _initials(name: str) -> str:
+    return "".join(part[0] for part in name.split("_"))
 
 
 def _nearest(name: str) -> str:

@@ -7,20 +7,19 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit import run_folder
-from alignkit.data.load import load as load_data
+from alignkit import checking, run_folder
 from alignkit.errors import Mistake, UsageError
 from alignkit.recipe import Recipe
 from alignkit.recipe.file import dump, parse, read
-from alignkit.recipe.tuning import label
+from alignkit.recipe.tuning import Tune, label
 from alignkit.run import train
 from alignkit.tuning.lines import Lines
 from alignkit.tuning.plot import save_plot
-from alignkit.tuning.space import Search, checked
+from alignkit.tuning.space import Search, Space, checked
 from alignkit.tuning.study import Study, installed, quiet
 from alignkit.tuning.trial import Trial, free
 
@@ -74,7 +73,7 @@ def tune(
         tuned.best.values, tuned.best_value, tuned.metrics["after"]["test"]
     """
     started = time.monotonic()
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else checking.load(recipe)
     if recipe.tune is None:
         mend = "write `tune: {search: {training.learning_rate: {low: 1.0e-5, high: 1.0e-3, log: true}}}`"
         raise UsageError(Mistake(recipe.where("tune"), "missing", "the fields to search", f"{mend}, or pass --search"))
@@ -84,12 +83,29 @@ def tune(
     placed = recipe.varied({"output": str(folder)})
     with run_folder.reserved(placed), quiet(installed()):
         _refuse_taken(placed, folder, resume)
-        search = checked(recipe, load_data(recipe.data, recipe.task, recipe.base))
+        search = _checked(recipe, recipe.tune)
         folder.mkdir(parents=True, exist_ok=True)
         placed.save(folder / TUNE)
         study = Study(recipe, recipe.tune, search, folder)
         _try_out(study, folder, started, say)
         return _finished(recipe, study, folder, say)
+
+
+def _checked(recipe: Recipe, tune: Tune) -> Search:
+    """The search of a recipe that is sound as it stands, or with the first values of its fields."""
+    try:
+        splits = checking.checked(recipe).splits
+    except UsageError:
+        try:
+            first = recipe.varied(Space(tune).first())
+        except UsageError as error:
+            told = (replace(mistake, where=recipe.where("tune", "search", mistake.where)) for mistake in error.mistakes)
+            raise UsageError(*told) from error
+        try:
+            return checked(first, checking.checked(first).splits)
+        except UsageError as error:
+            raise UsageError(*map(recipe.placed, error.mistakes)) from error
+    return checked(recipe, splits)
 
 
 def _folder(recipe: Recipe, output: str | Path | None) -> Path:

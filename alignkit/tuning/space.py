@@ -86,6 +86,14 @@ class Space:
         random.Random(seed).shuffle(shuffled)
         return shuffled
 
+    def first(self) -> Values:
+        """Of each field the first choice, or the lower end of its range."""
+        values: Values = {}
+        for path, domain in self.domains.items():
+            if self._applies(path, values):
+                values[path] = _ends(domain)[0]
+        return values
+
     def edges(self) -> Iterator[tuple[str, Values]]:
         """Each field with both ends of its range, or every choice, under every value of what it stands in."""
         for path, domain in self.domains.items():

@@ -63,6 +63,13 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a value of another type": ({"seed": "many"}, ["seed", "'many'", "an integer"]),
     "a negative radius": ({"adversary": {"use": "fgm", "epsilon": -1}}, ["adversary.epsilon", "-1", "greater than 0"]),
+    "a component by another writing of its name": ({"adversary": "FGM"}, ["adversary", "did you mean 'fgm'?"]),
+    "a component that needs a field": (
+        {"constraints": [{"use": "kl-reference", "weight": "budget"}]},
+        ["constraints.0.weight.limit", "missing", "write {use: budget, limit: …}"],
+    ),
+    "a mapping where a list belongs": ({"filters": {"use": "length"}}, ["filters", "a list", "begin each item"]),
+    "a path where a section belongs": ({"data": "train.conll"}, ["data", "a mapping", "write {train: 'train.conll'}"]),
     "a bare name where a list belongs": ({"filters": "length"}, ["filters", "a list", "write [length]"]),
     "no model": ({"model": None}, ["model", "missing"]),
     "no output": ({"output": None}, ["output", "missing", "--output"]),
@@ -79,14 +86,28 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["training.per_device_train_batch_size", "1 or more", "training.learning_rate", "0 or more"],
     ),
     "a training argument at the top": ({"learning_rate": 1e-3}, ["learning_rate", "training.learning_rate"]),
+    "what training arguments are called for short": (
+        {"epochs": 3, "batch_size": 8, "lr": 1e-3, "lora": True},
+        ["training.num_train_epochs", "training.per_device_train_batch_size", "training.learning_rate", "`peft: lora`"],
+    ),
+    "an adapter's module that is not there": (
+        {"peft": {"method": "lora", "target_modules": ["q_proj"]}},
+        ["peft.target_modules", "no module 'q_proj'", "query"],
+    ),
     "early stopping without validation": (
         {"early_stopping": {"patience": 1}, "data": {"train": "train.conll"}},
         ["early_stopping", "no validation split", "data.validation"],
     ),
     "early stopping without evaluation": (
         {"early_stopping": {"patience": 1}, "training": {"eval_strategy": "no"}},
-        ["training", "load_best_model_at_end"],
+        ["training.eval_strategy", "'no'", "epoch or steps"],
     ),
+    "early stopping without the checkpoints of its evaluations": (
+        {"early_stopping": {"patience": 1}, "training": {"eval_strategy": "steps", "save_strategy": "epoch"}},
+        ["training.save_strategy", "'epoch'", "steps, as eval_strategy"],
+    ),
+    "a component by its name alone": ({"filters": [{"length": 3}]}, ["filters.0", "write {use: length, …}"]),
+    "two of what there can be one": ({"adversary": ["fgm", "pgd"]}, ["adversary", "there can be one"]),
     "early stopping by a metric that is not measured": (
         {"early_stopping": {"patience": 1, "metric": "f2"}},
         ["early_stopping.metric", "'f2'", "there is f1, "],
@@ -98,6 +119,25 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "peft and freezing": ({"peft": "lora", "freeze": ["embeddings"]}, ["freeze, peft", "both"]),
     "freezing what is not there": ({"freeze": ["embedings"]}, ["'embedings'", "no parameter", "embeddings"]),
+    "freezing by patterns that are none": ({"freeze": ["[", "embedings"]}, ["freeze '['", "freeze 'embedings'"]),
+    "a vocabulary of nothing": ({"head": {"vocab_size": 0}}, ["head: no bert can be made with it (IndexError"]),
+    "heads that do not divide the width": (
+        {"head": {"num_attention_heads": 7}},
+        ["head: no bert can be made with it (ValueError", "a multiple of the number of attention heads"],
+    ),
+    "an activation that is not there": ({"head": {"hidden_act": "nope"}}, ["head: no bert", "KeyError: 'nope'"]),
+    "a width that the weights do not have": (
+        {"head": {"intermediate_size": 12}},
+        ["head: a field under it changes the shape of bert.encoder.layer.0.intermediate.dense.bias"],
+    ),
+    "lists of what is only measured": (
+        {"evaluation": {"gaps": [{"use": "counterfactual", "lists": ["nope.tsv"]}]}},
+        ["nope.tsv"],
+    ),
+    "copies that the task cannot have": (
+        {"evaluation": {"under": ["mentions"]}},
+        ["recipe.yaml:1 augmenter mentions: task ner, whose labels are not of a whole text"],
+    ),
     "freezing everything": ({"freeze": [".*"]}, ["every parameter is frozen"]),
     "a reference whose head was never trained": (
         {"constraints": ["kl-reference"]},
@@ -170,19 +210,197 @@ def test_all_mistakes_are_said_at_once_with_their_lines(folder: Path, alignkit_c
     )
 
 
+def test_mistakes_in_all_parts_are_said_at_once(folder: Path, alignkit_cli: Cli) -> None:
+    (folder / "dev.conll").write_text("ada\tB-PER\n\nin\nrome\tB-LOC\tx\n", "utf-8")
+    file = recipe(
+        folder,
+        seed="x",
+        adversary={"use": "fgm", "epsilonn": 1},
+        constraints=["kl-reference", {"use": "counterfactual", "lists": ["gendr"]}],
+        fusion={"use": "linear", "members": ["runs/a"]},
+        peft={"method": "lora", "target_modules": ["quary"]},
+        head={"dropuot": 0.1},
+        evaluation={
+            "attacks": ["deepwordbug", "pdg"],
+            "evaluators": [{"use": "refusals", "harmful": "a.csv", "harmless": "rows.csv"}],
+        },
+    )
+    says = ["'x'; expected an integer", "did you mean 'epsilon'?", "did you mean 'pgd'?", "a.csv: no such file"]
+    says += ["rows.csv:2", "dev.conll:3", "did you mean 'gender'?", "fusion.members 'runs/a'", "did you mean 'query'?"]
+    says += ["'dropuot'", "never trained", "task ner answers no prompts"]
+    refused(alignkit_cli, folder, "check", file, says=says)
+    refused(alignkit_cli, folder, "train", file, "--output", folder / "encoder", says=[*says, "holds no run"])
+
+
+def test_what_cannot_go_together_is_said_with_its_line(folder: Path, alignkit_cli: Cli) -> None:
+    file = folder / "recipe.yaml"
+    lines = ["model: encoder", "task: ner", "data: {train: train.conll, test: test.conll}", "constraints:"]
+    lines += ["- r-drop", "- kl-reference", "evaluation:", "  evaluators:", "  - calibration", "  - use: refusals"]
+    lines += ["    harmful: rows.csv", "    harmless: rows.csv", "freeze: [embedings]", "reference: nowhere/a"]
+    file.write_text("\n".join(lines[:-1]), "utf-8")
+    says = ["recipe.yaml:6 constraint kl-reference", "recipe.yaml:10 evaluator refusals", "recipe.yaml:13 freeze 'emb"]
+    refused(alignkit_cli, folder, "check", file, says=says)
+    lines[4], lines[8] = "- r-drpo", "  - calibratoin"
+    file.write_text("\n".join(lines[:-1]), "utf-8")
+    says = ["recipe.yaml:4 constraint kl-reference", "recipe.yaml:8 evaluator refusals", "recipe.yaml:13 freeze 'emb"]
+    refused(alignkit_cli, folder, "check", file, says=["r-drop", "calibration", *says])
+    file.write_text("\n".join([*lines[:4], "- kl-reference", lines[-1]]), "utf-8")
+    refused(alignkit_cli, folder, "check", file, says=["recipe.yaml:6 reference 'nowhere/a'"])
+
+
+def test_a_model_that_is_not_there_hides_no_row_and_no_component(folder: Path, alignkit_cli: Cli) -> None:
+    (folder / "train.conll").write_text("ada\tPERSON\n", "utf-8")
+    file = recipe(
+        folder, model="encodr", objective="dpo", early_stopping={"patience": 1, "metric": "f2"}, freeze=["embedings"]
+    )
+    says = ["did you mean 'encoder'?", "tag 'PERSON'", "objective: dpo on task ner"]
+    _, _, err = alignkit_cli("check", file)
+    assert len(err.splitlines()) == len(says), err
+    refused(alignkit_cli, folder, "check", file, says=says)
+
+
+def test_a_model_that_is_not_there_hides_no_attack_that_the_task_does_not_allow(
+    folder: Path, alignkit_cli: Cli
+) -> None:
+    file = recipe(folder, model="encodr", evaluation={"attacks": ["gcg"]})
+    refused(alignkit_cli, folder, "check", file, says=["did you mean 'encoder'?", "attack gcg"])
+
+
+def test_no_model_is_made_converted_or_fetched_before_a_mistake_is_told(
+    folder: Path, alignkit_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def download(name: str, local_files_only: bool, **_: Any) -> str:
+        asked.append((name, local_files_only))
+        raise OSError("not in the cache")
+
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    scratch = {"config": {"model_type": "bert", **size}, "tokenizer": "encoder"}
+    (folder / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+    for model in (scratch, "model.gguf", "owner/name"):
+        fields: dict[str, Any] = {"model": model, "reference": "owner/other"}
+        for changed in ({"adversray": "fgm"}, {"data": {**DATA, "test": "none.conll"}}):
+            before = snapshot(folder)
+            file = recipe(folder, **fields, **changed)
+            code, _, err = alignkit_cli("check", file)
+            assert code == 2
+            assert len(err.splitlines()) == 1, err
+            assert "adversray" in err or "none.conll" in err
+            assert snapshot(folder).keys() - before.keys() <= {"recipe.yaml"}
+    assert set(asked) == {("owner/name", True), ("owner/other", True)}
+    refused(alignkit_cli, folder, "check", recipe(folder, model="owner/name"), says=["the hub did not give it"])
+    assert asked[-1] == ("owner/name", False)
+    assert alignkit_cli("check", recipe(folder, model=scratch))[0] == 0
+    assert (folder / "cache" / "scratch").is_dir()
+    refused(
+        alignkit_cli,
+        folder,
+        "check",
+        recipe(folder, model=scratch, freeze=["embedings"], adversray="fgm"),
+        says=["adversray", "'embedings'"],
+    )
+
+
+def test_files_are_looked_at_where_the_task_or_another_split_is_not_known(folder: Path, alignkit_cli: Cli) -> None:
+    (folder / "dev.conll").write_text("ada\tPERSON\n", "utf-8")
+    data = {"train": "trian.conll", "validation": "dev.conll", "tset": "test.conll"}
+    says = ["'tset'", "trian.conll: no such file", "dev.conll:1: tag 'PERSON'", "did you mean 'encoder'?"]
+    refused(alignkit_cli, folder, "check", recipe(folder, data=data, model="encodr"), says=says)
+    code, _, err = alignkit_cli("check", recipe(folder, data={**DATA, "train": "trian.conll"}, task="nerr"))
+    assert code == 2
+    assert [line.partition("; ")[0].partition(" ")[2] for line in err.splitlines()] == [
+        "task: no task is called 'nerr'",
+        "no such file",
+    ]
+
+
+FOLLOWS: dict[str, tuple[dict[str, Any], str]] = {
+    "a reference that is misspelt": ({"constraints": ["kl-reference"], "refrence": "encoder"}, "'refrence'"),
+    "a reference component that is misspelt": (
+        {"constraints": ["kl-refrence"], "cache_hidden_states": True, "task": "causal-lm", "data": {"train": "t.txt"}},
+        "kl-refrence",
+    ),
+    "an adapter that is misspelt": ({"peft": "lorra", "freeze": ["embeddings"]}, "'lorra'"),
+    "a section that is misspelt": ({"data": None, "dta": {"train": "train.conll"}}, "'dta'"),
+    "a task that is misspelt": (
+        {"task": "nerr", "constraints": ["kl-reference"], "peft": {"method": "lora", "target_modules": ["q"]}},
+        "'nerr'",
+    ),
+    "an override that cannot be read": ({"model": "nowhere/a", "--set": "model=["}, "not YAML"),
+    "a plugin that is not there": ({"plugins": ["none.py"], "constraints": ["attacker"]}, "none.py"),
+    "a split that is misspelt": (
+        {"data": {"train": "train.conll", "tset": "test.conll"}, "evaluation": {"attacks": ["pgd"]}},
+        "'tset'",
+    ),
+    "labels that are not known": (
+        {
+            "task": "text-classification",
+            "data": {"train": {"path": "rows.csv", "columns": {"text": "sentenc"}}},
+            "constraints": [{"use": "group-fairness", "column": "dialect", "outcome": "a"}],
+        },
+        "'sentenc'",
+    ),
+    "a training argument at the top": (
+        {
+            "per_device_train_batch_size": 8,
+            "training": {"per_device_train_batch_size": 1},
+            "task": "text-classification",
+            "data": {"train": {"path": "rows.csv", "columns": {"text": "sentence"}}},
+            "constraints": [{"use": "group-fairness", "column": "sentence"}],
+        },
+        "'per_device_train_batch_size'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLLOWS)
+def test_what_only_follows_from_a_mistake_is_not_said(
+    case: str, folder: Path, language_model: Path, alignkit_cli: Cli
+) -> None:
+    fields, found = FOLLOWS[case]
+    (folder / "t.txt").write_text("ada saw rome\n", "utf-8")
+    model = {"model": str(language_model)} if fields.get("task") == "causal-lm" else {}
+    fields, override = {**model, **fields}, ["--set", fields["--set"]] if "--set" in fields else []
+    fields.pop("--set", None)
+    code, _, err = alignkit_cli("check", recipe(folder, **fields), *override)
+    assert code == 2
+    assert found in err
+    assert len(err.splitlines()) == 1, err
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"", ["an empty file", "a mapping"]),
         (b"- a\n- b\n", ["['a', 'b']", "a mapping"]),
         (b"model: [\n", ["recipe.yaml:2", "not YAML"]),
+        (b"model: a\ndata:\n\ttrain: a.conll\n", ["recipe.yaml:3", "not with tabs"]),
+        (b"model: a\ntask:ner\nseed: 3\n", ["recipe.yaml:2", "a space after the colon"]),
+        (b"model: a\nadversary: {use:fgm, epsilon:0.1}\n", ["recipe.yaml:2", "'use:fgm'", "a space after the colon"]),
+        (b"model: a\n task: ner\n", ["recipe.yaml:2", "indent it as its neighbours are"]),
         (
             b"model: a\nmodel: b\ntask: ner\ndata: {train: train.conll}\n",
             ["recipe.yaml:2 model", "a second 'model'", "line 1"],
         ),
         (b"model: a\ntask: \xff\n", ["recipe.yaml:2", "0xff", "UTF-8"]),
     ],
-    ids=["empty", "a list", "not YAML", "a key twice", "not UTF-8"],
+    ids=[
+        "empty",
+        "a list",
+        "not YAML",
+        "tabs",
+        "no space",
+        "no space in braces",
+        "indented",
+        "a key twice",
+        "not UTF-8",
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(content: bytes, says: list[str], folder: Path, alignkit_cli: Cli) -> None:
     (folder / "recipe.yaml").write_bytes(content)
@@ -260,6 +478,11 @@ ROWS: dict[str, tuple[str, Any, list[str]]] = {
         "text-classification",
         {"path": "rows.csv", "columns": {"text": "sentence", "label": "lable"}},
         ["rows.csv:2", "no column 'lable'", "did you mean 'label'?"],
+    ),
+    "a label column that is missing beside another that is mapped": (
+        "text-classification",
+        {"path": "rows.csv", "columns": {"text": "sentence", "label": "sentiment"}},
+        ["rows.csv:2", "no column 'sentiment' in 2 rows; there is label"],
     ),
     "columns that need a name": (
         "text-classification",
@@ -398,6 +621,8 @@ def test_evaluate_refuses_what_it_cannot_score(folder: Path, plain_run: Path, al
     evaluate(plain_run, "--data", folder / "none.conll", says=["none.conll", "no such file"])
     evaluate(plain_run / "model", says=["a model has no data of its own", "--data"])
     evaluate(folder / "none", says=["does not exist"])
+    shutil.copytree(plain_run, folder / "deep" / "er" / "run")
+    evaluate(folder / "deep" / "er" / "run", says=["test.conll: no such file", "name a labelled file with --data"])
 
 
 def test_fuse_refuses_what_cannot_be_one_model(folder: Path, plain_run: Path, alignkit_cli: Cli) -> None:

@@ -61,7 +61,7 @@ def test_a_sound_recipe_ends_with_its_plan(check: Callable[..., Ended], plain: P
     assert "supervised" in out
 
 
-def test_mistakes_of_recipe_and_data_come_together(check: Callable[..., Ended], tmp_path: Path) -> None:
+def test_mistakes_of_recipe_and_data_come_together(check: Callable[..., Ended], plain: Path, tmp_path: Path) -> None:
     (tmp_path / "dev.conll").write_text("Anna B-PER\nlives\n")
     code, out, err = check(RECIPE + "seed: x\nadversery: fgm\n")
     assert (code, out) == (2, "")
@@ -82,7 +82,7 @@ def test_missing_data_and_a_missing_model_are_the_users_to_mend(check: Callable[
     assert "plain" in err
 
 
-def test_overrides_are_checked_too(check: Callable[..., Ended]) -> None:
+def test_overrides_are_checked_too(check: Callable[..., Ended], plain: Path) -> None:
     code, _, err = check(RECIPE, "--set", "seed=x", "--set", "training.learning_rte=1")
     assert code == 2
     assert err.splitlines() == [

@@ -82,6 +82,22 @@ def test_an_evaluator_that_is_named_is_asked_alone(plain_run: Path, ner_data: Pa
     assert "16 rows" in out
 
 
+def test_data_that_is_named_is_shown_beside_evaluators_with_rows_of_their_own(
+    tmp_path: Path, language_model: Path, alignkit_cli: Cli
+) -> None:
+    (tmp_path / "a.txt").write_text("who is ada ?\n", "utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "where is ada ?", "completion": "in paris"}\n' * 3, "utf-8")
+    code, out, err = alignkit_cli(
+        "evaluate", language_model, "--task", "chat", "--evaluator", "perplexity",
+        "--set", f"text={tmp_path / 'a.txt'}",
+        "--data", tmp_path / "rows.jsonl", "--replicates", 100, "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    found = json.loads(out)["after"]
+    assert set(found) == {"test", "perplexity"}
+    assert found["test"]["loss"]["n"] == 3
+
+
 def test_answers_go_into_a_file(tmp_path: Path, language_model: Path, alignkit_cli: Cli) -> None:
     (tmp_path / "a.txt").write_text("who is ada ?\nwhere is rome ?\n", "utf-8")
     (tmp_path / "b.csv").write_text("question\nwas it good ?\n", "utf-8")

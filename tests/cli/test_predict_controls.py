@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,53 @@ def test_fields_of_a_runs_own_are_set_by_its_name_and_the_tasks_beside_them(run:
         ["refusal-policy"],
     ]
     assert "layer 0 of 2" in answers[0]["controls"][0]["changed"]
+
+
+def test_a_run_that_is_moved_is_controlled_as_before(language_model: Path, tmp_path: Path, alignkit_cli: Cli) -> None:
+    work = tmp_path / "work" / "here"
+    (work / "lists").mkdir(parents=True)
+    shutil.copytree(language_model, work / "lm")
+    (work / "rows.jsonl").write_text('{"prompt": "where is ada ?", "completion": "in paris"}\n' * 4, "utf-8")
+    (work / "lists" / "phrases.txt").write_text("rome\n", "utf-8")
+    (work / "lists" / "words.txt").write_text("e\n", "utf-8")
+    recipe = alignkit.Recipe(
+        model="lm",
+        task="chat",
+        data={"train": "rows.jsonl", "test": "rows.jsonl"},
+        controls=[
+            {"use": "refusal-policy", "phrases": "lists/phrases.txt"},
+            {"use": "forbidden-phrases", "phrases": "lists/words.txt"},
+            {"use": "steering", "expert": "lm", "alpha": 2.0},
+        ],
+        training={"max_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True},
+        evaluation={"replicates": 20},
+        output="run",
+        base=work,
+    )
+    run = alignkit.train(recipe).path
+    assert recipe.controls[0].fields()["phrases"] == work / "lists" / "phrases.txt"
+    ask = ["--max-new-tokens", 4]
+    before = answered(alignkit_cli("predict", run, *TEXTS, *ask)[1])
+    assert [record["rule"] for record in before[1]["controls"]] == ["phrases.txt"]
+    (work / "lists" / "phrases.txt").write_text("ada\n", "utf-8")  # of a later recipe
+    assert answered(alignkit_cli("predict", run, *TEXTS, *ask)[1]) == before
+    others = ["--set", f"refusal-policy.phrases={work / 'lists' / 'phrases.txt'}"]
+    assert answered(alignkit_cli("predict", run, *TEXTS, *ask, *others)[1])[0]["controls"][0]["value"] == "ada"
+    moved = tmp_path / "elsewhere" / "deep" / "down" / "run"
+    moved.parent.mkdir(parents=True)
+    run.rename(moved)
+    (work / "lists" / "words.txt").unlink()
+    assert answered(alignkit_cli("predict", moved, *TEXTS, *ask)[1]) == before
+    assert alignkit.load(moved).predict(TEXTS, max_new_tokens=4) == before
+    assert answered(alignkit_cli("predict", moved, *TEXTS, *ask, *others)[1])[0]["controls"][0]["value"] == "ada"
+    shutil.rmtree(work / "lm")
+    code, _, err = alignkit_cli("predict", moved, *TEXTS, *ask)
+    assert code == 2
+    mend = "name another by --set steering.expert=PATH, or leave the run's controls out"
+    assert (
+        err == f"control steering expert: {work / 'lm'} does not exist; expected what the run was made with; {mend}\n"
+    )
+    assert alignkit_cli("predict", moved, "ada", "--max-new-tokens", 1, "--no-controls")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 from pydantic import Field
 
 import alignkit
+from alignkit.checking import checked
 from alignkit.components import Evaluator, Measurement, Task
 from alignkit.data import Example
-from alignkit.data.source import Data, Sources
+from alignkit.data.source import Sources
 from alignkit.errors import Mistake, PluginError, UsageError
 from alignkit.evaluation import evaluators
 from alignkit.evaluation.compare import compare, evaluate
@@ -118,8 +119,15 @@ def test_mistakes_of_all_files_are_told_at_once(folder):
 
 def test_mistakes_of_data_and_of_evaluators_are_told_at_once(folder):
     (folder / "train.jsonl").write_text('{"tokens": ["a"]}\n', "utf-8")
+    recipe = alignkit.Recipe(
+        model="m",
+        task="ner",
+        data={"train": "train.jsonl", "test": "train.jsonl"},
+        evaluation={"evaluators": [Words(texts="none.txt")]},
+        base=folder,
+    )
     with pytest.raises(UsageError, match=r"(?s)train.jsonl:1: .*none.txt: no such file"):
-        evaluators.load(Data(train="train.jsonl"), Ner(), [Words(texts="none.txt")], folder)
+        checked(recipe)
 
 
 def test_a_recipes_files_are_relative_to_it_and_written_back(folder):

@@ -104,15 +104,15 @@ class GroupFairness(Constraint):
             found = f"task {getattr(task, 'name', '')} has no head that gives each example's classes a probability"
             yield Mistake(where, found, "task text-classification or relation-extraction")
             return
-        labels = getattr(task, "labels", [])
-        if self.outcome is not None and self.outcome not in labels:
-            found = f"the data has no label {self.outcome!r}"
-            yield Mistake(f"{where} outcome", found, "a label", nearest(self.outcome, labels))
         if setting.batch_size == 1:
             found = "micro-batches of one row have one group: nothing would be compared"
             yield Mistake(where, found, "`per_device_train_batch_size` of 2 or more, the larger the better")
-        if setting.examples:
-            yield from self._unfit(setting.examples, where)
+        rows, labels = setting.examples, getattr(task, "labels", [])  # rows first: the task has its labels from them
+        if self.outcome is not None and self.outcome not in labels:
+            found = f"the data has no label {self.outcome!r}"
+            yield Mistake(f"{where} outcome", found, "a label", nearest(self.outcome, labels))
+        if rows:
+            yield from self._unfit(rows, where)
 
     def _unfit(self, examples: Sequence[Example], where: str) -> Iterator[Mistake]:
         """What keeps the column from being one of groups."""

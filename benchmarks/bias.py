@@ -1,15 +1,18 @@
 """What `counterfactual` buys and costs: scores, and gaps between persons in the Equity Evaluation Corpus.
 
     python benchmarks/bias.py --data FOLDER [--tasks sst2 olid] [--variants plain weight-10 …] [--seeds 1 2 3]
-                              [--jobs N] [--rows :2000] [--epochs 1] [--output FOLDER]
-    python benchmarks/bias.py --data FOLDER --output FOLDER --table    # the table of what is there
+                              [--jobs N] [--rows :2000] [--epochs 1] [--bf16] [--output FOLDER]
+    python benchmarks/bias.py --data FOLDER --output FOLDER --table             # the table of what is there
+    python benchmarks/bias.py --data FOLDER --output FOLDER --table --tuning    # what a setting is chosen by
 
 FOLDER of `--data` holds `sst2/`, `olid/` and `equity_evaluation_corpus/`. Every variant is trained from MiniLM with a
 fresh head; the swap lists are the shipped genders and those lines of the shipped names in which no name of the corpus
 stands, so all names that it is tested on are held out. Measured are the test split, and every sentence of the corpus.
 Within each of its cells (one template with one emotion word, 144 of them) persons of two groups are compared, half the
 sum over the classes of |p - p'|: `he` with `she`, `my father` with `my mother` …; each name with those of the other
-gender and the same race; each name with those of the other race and the same gender.
+gender and the same race; each name with those of the other race and the same gender. So that nothing need be chosen by
+these, SST-2's development split and sentences of our own, with other names that are held out as well, are measured
+beside them.
 
 Each training is a process of its own, `--jobs` of them at a time, and leaves `TASK-VARIANT-SEED.json`; those that are
 there are not made again. The table has means over seeds; intervals are paired with `plain`, 95 %, over test rows for
@@ -21,21 +24,18 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import numpy as np
-from alignkit_constraints import Counterfactual, Warmup
-from pydantic import Field
+from alignkit_constraints import Counterfactual, Mentions, Warmup
+from jobs import carry_out
 
 import alignkit
 from alignkit.aligned import find_task
@@ -49,6 +49,7 @@ CORPUS = "equity_evaluation_corpus/eec.csv"
 TASKS: dict[str, dict[str, Any]] = {
     "sst2": {
         "train": {"path": "sst2/train.tsv", "columns": {"text": "sentence"}},
+        "dev": {"path": "sst2/dev.tsv", "columns": {"text": "sentence"}},
         "test": {"path": "sst2/test.tsv", "columns": {"text": "sentence"}},
         "training": {"num_train_epochs": 2, "learning_rate": 1e-4, "per_device_train_batch_size": 32},
         "cased": False,
@@ -67,8 +68,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"weight {weight}": {"weight": weight} for weight in (3, 10, 30, 100)},
     "js 30": {"weight": 30, "divergence": "js"},
     "absolute 3": {"weight": 3, "divergence": "absolute"},
-    **{f"mentions, weight {weight}": {"augment": "mentions", "weight": weight} for weight in (1, 3, 10, 30)},
-    "mentions, absolute 3": {"augment": "mentions", "weight": 3, "divergence": "absolute"},
+    **{f"mentions, weight {weight}": {"augment": "mentions", "weight": weight} for weight in (1, 3, 10, 20, 30)},
+    **{
+        f"mentions, absolute {weight}": {"augment": "mentions", "weight": weight, "divergence": "absolute"}
+        for weight in (1, 2, 3, 5)
+    },
     **{f"mentions, weight 0 to {end}": {"augment": "mentions", "warmup": end} for end in (10, 30)},
 }
 """What the training rows are augmented with, and the constraint's weight (none: no constraint) and divergence; a weight
@@ -77,11 +81,29 @@ WARMUP = 300
 
 NOUNS = {
     **{"he": "she", "him": "her", "my father": "my mother", "my brother": "my sister", "my husband": "my wife"},
-    "this man": "this woman",
+    **{"this man": "this woman", "my uncle": "my aunt", "my son": "my daughter", "the boy": "the girl"},
 }
 GAPS = ("gender, nouns", "gender, names", "race, names")
 COLUMNS = [*GAPS, *(f"{name} pairs" for name in GAPS)]
 BEFORE = [f"plain {name}" for name in COLUMNS]
+TUNING_NAMES = {
+    ("male", "European"): ("Scott", "Jeffrey", "Gregory", "Keith"),
+    ("female", "European"): ("Wendy", "Laura", "Kathleen", "Megan"),
+    ("male", "African-American"): ("Jamal", "DeShawn", "Terrell", "Jermaine"),
+    ("female", "African-American"): ("Keisha", "Aaliyah", "Tanisha", "Monique"),
+}
+TUNING_SENTENCES = {
+    "<person> was <word> last week": ("hopeful", "bitter", "tired", "proud"),
+    "it was a <word> evening with <person>": ("lovely", "long", "dreadful", "quiet"),
+    "<person> wrote to us about the <word> news": ("good", "grim", "latest", "wonderful"),
+    "nobody had seen <person> so <word>": ("lonely", "cheerful", "calm", "upset"),
+    "<person> works at the station": ("",),
+    "we waited for <person> at the door": ("",),
+    "the letter was for <person>": ("",),
+    "<person> bought a new bicycle": ("",),
+}
+"""What `--tuning` measures: names and sentences that are not the corpus's."""
+
 Pair = tuple[int, str, int, int]
 """A cell, what two persons differ by, and their rows."""
 
@@ -97,36 +119,14 @@ class Swapped(alignkit.Augmenter):
         return [other for example in examples for other in constraint.views(example).values()]
 
 
-class Mentions(alignkit.Augmenter):
-    """Adds copies of a share of the training rows that say who said so, with the row's label."""
-
-    names: list[str]
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    frames: ClassVar[tuple[str, ...]] = (
-        "{name} said : {text}",
-        "{text} , {name} said",
-        "according to {name} , {text}",
-        "{name} thinks that {text}",
-        "{text} ( {name} told us )",
-        "i asked {name} , who wrote : {text}",
-    )
-
-    def augment_examples(self, examples: list[alignkit.Example], generator: Any) -> list[alignkit.Example]:
-        found = []
-        for example in examples:
-            name, frame = (generator.choice(words) for words in (self.names, self.frames))
-            if generator.random() < self.share:
-                found.append(example.replace(text=frame.format(name=name, text=example["text"])))
-        return found
-
-
 # -- one training ------------------------------------------------------------------------------------------------
 
 
-def held_in_names(corpus: Sequence[dict[str, str]]) -> str:
-    """The shipped list of names without the lines in which a person of the corpus stands."""
-    persons = {row["Person"].casefold() for row in corpus}
-    text = resources.files("alignkit_constraints").joinpath("lists", "en", "names.tsv").read_text("utf-8")
+def held_in_names(held_out: Iterable[dict[str, str]], listed: Path | None) -> str:
+    """The shipped list of names, or another one, without the lines in which a person of these rows stands."""
+    persons = {row["Person"].casefold() for row in held_out}
+    shipped = resources.files("alignkit_constraints").joinpath("lists", "en", "names.tsv")
+    text = (listed or shipped).read_text("utf-8")
     kept = [line for line in text.splitlines() if not persons & {name.casefold() for name in line.split("\t")}]
     return "\n".join(kept) + "\n"
 
@@ -144,9 +144,7 @@ def components(task: str, variant: str, names: Path) -> dict[str, list[Any]]:
     if augment == "swapped":
         found["augmenters"] = [Swapped(**fields)]
     if augment == "mentions":
-        words = names.read_text("utf-8").splitlines()
-        listed = [name for line in words if not line.startswith("#") for name in line.split("\t")]
-        found["augmenters"] = [Mentions(names=listed if TASKS[task]["cased"] else [name.lower() for name in listed])]
+        found["augmenters"] = [Mentions(persons=["kin", names], cased=TASKS[task]["cased"])]
     return found
 
 
@@ -156,36 +154,46 @@ def trained(task: str, variant: str, seed: int, given: argparse.Namespace) -> di
 
     torch.set_num_threads(given.threads)
     about, base = TASKS[task], given.data.resolve()
-    corpus = read_corpus(base)
+    measured = {"test": (about["test"], read_corpus(base))}
+    if "dev" in about:
+        measured["tuning"] = (about["dev"], tuning_corpus())
+    held_out = [row for _, corpus in measured.values() for row in corpus]
     with tempfile.TemporaryDirectory() as folder:
         names = Path(folder, "names.tsv")
-        names.write_text(held_in_names(corpus), encoding="utf-8")
-        epochs = {"num_train_epochs": given.epochs} if given.epochs else {}
+        names.write_text(held_in_names(held_out, given.names), encoding="utf-8")
+        training = {**about["training"], "save_strategy": "no", "use_cpu": not torch.cuda.is_available()}
+        training |= {"num_train_epochs": given.epochs} if given.epochs else {}
+        training |= {"bf16": True} if given.bf16 else {}
         recipe = alignkit.Recipe(
             base=base,
             model=MODEL,
             task={"use": "text-classification", "maximum_length": 96},
             data={"train": {**about["train"], "rows": given.rows}},
             **components(task, variant, names),
-            training={**about["training"], **epochs, "save_strategy": "no"},
+            training=training,
             seed=seed,
             output=f"{folder}/run",
         )
         run = alignkit.train(recipe)
         started = time.time()
-        made, tokenizer = recipe.task, run.aligned.tokenizer
-        tests = load_data({"test": [Source(**about["test"])]}, made, base)["test"]
-        statistics, matrix = statistics_matrix(made, tests, predictions(made, run.model, tokenizer, tests, 64))
-        persons = [made.inputs(row["Sentence"]) for row in corpus]
-        probabilities = [p["probabilities"] for p in predictions(made, run.model, tokenizer, persons, 128)]
+        found = {where: _measured(run, *what, base) for where, what in measured.items()}
     return {
-        **{"task": task, "variant": variant, "seed": seed, "labels": made.labels},
+        **{"task": task, "variant": variant, "seed": seed, "labels": recipe.task.labels},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "seconds": {"training": round(run.seconds, 1), "measuring": round(time.time() - started, 1)},
-        "statistics": statistics,
-        "test": matrix.tolist(),
-        "corpus": np.round(probabilities, 6).tolist(),
+        **found["test"],
+        **({"tuning": found["tuning"]} if "tuning" in found else {}),
     }
+
+
+def _measured(run: alignkit.Run, rows: dict[str, Any], corpus: Sequence[dict[str, str]], base: Path) -> dict[str, Any]:
+    """The metric's statistics row by row, and the probabilities of each sentence of a corpus."""
+    task, model, tokenizer = run.aligned.task, run.model, run.aligned.tokenizer
+    tests = load_data({"test": [Source(**rows)]}, task, base)["test"]
+    statistics, matrix = statistics_matrix(task, tests, predictions(task, model, tokenizer, tests, 64))
+    persons = [task.inputs(row["Sentence"]) for row in corpus]
+    probabilities = [p["probabilities"] for p in predictions(task, model, tokenizer, persons, 128)]
+    return {"statistics": statistics, "test": matrix.tolist(), "corpus": np.round(probabilities, 6).tolist()}
 
 
 # -- gaps --------------------------------------------------------------------------------------------------------
@@ -195,6 +203,22 @@ def read_corpus(base: Path) -> list[dict[str, str]]:
     """The rows of the Equity Evaluation Corpus."""
     with (base / CORPUS).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def tuning_corpus() -> list[dict[str, str]]:
+    """Sentences of our own in the form of the corpus's rows."""
+    nouns = [pair for pair in NOUNS.items() if pair[0] not in ("he", "him")]
+    persons = [(name, *who) for who, names in TUNING_NAMES.items() for name in names]
+    persons += [(word, gender, "") for pair in nouns for word, gender in zip(pair, ("male", "female"), strict=True)]
+    return [
+        {
+            **{"Template": sentence, "Emotion word": word, "Person": person, "Gender": gender, "Race": race},
+            "Sentence": sentence.replace("<word>", word).replace("<person>", person) + ".",
+        }
+        for sentence, words in TUNING_SENTENCES.items()
+        for word in words
+        for person, gender, race in persons
+    ]
 
 
 def compared(corpus: Sequence[dict[str, str]]) -> list[Pair]:
@@ -241,15 +265,20 @@ def gap_shares(sums: Any) -> dict[str, Any]:
 # -- the table ---------------------------------------------------------------------------------------------------
 
 
-def table(folder: Path, data: Path) -> str:
-    """Per task a Markdown table: the values of `plain`, and of every other variant what it changes."""
-    pairs, lines = compared(read_corpus(data)), []
+def table(folder: Path, corpus: Sequence[dict[str, str]], where: str) -> str:
+    """Per task a Markdown table: the values of `plain`, and of every other variant what it changes.
+
+    Args:
+        corpus: the sentences that persons are compared in.
+        where: `test`, or `tuning`.
+    """
+    pairs, lines = compared(corpus), []
     for task in TASKS:
-        found = {variant: _by_seed(folder, task, variant) for variant in VARIANTS}
+        found = {variant: _by_seed(folder, task, variant, where) for variant in VARIANTS}
         if not found["plain"]:
             continue
         first = next(iter(found["plain"].values()))
-        lines += [f"{task}: {len(first['test']):,} test rows, {len(pairs):,} comparisons, {first['device']}", ""]
+        lines += [f"{task}: {len(first['test']):,} {where} rows, {len(pairs):,} comparisons, {first['device']}", ""]
         lines += [f"| | seeds | accuracy | gap | {' | '.join(GAPS)} | gap in each seed | seconds |"]
         lines += [f"|---|---|{'---|' * (3 + len(GAPS))}---:|"]
         for variant in (v for v in VARIANTS if found[v]):
@@ -261,9 +290,12 @@ def table(folder: Path, data: Path) -> str:
     return "\n".join(lines)
 
 
-def _by_seed(folder: Path, task: str, variant: str) -> dict[int, dict[str, Any]]:
+def _by_seed(folder: Path, task: str, variant: str, where: str) -> dict[int, dict[str, Any]]:
     files = {seed: folder / f"{_stem(task, variant, seed)}.json" for seed in range(100)}
-    return {seed: json.loads(file.read_text("utf-8")) for seed, file in files.items() if file.is_file()}
+    found = {seed: json.loads(file.read_text("utf-8")) for seed, file in files.items() if file.is_file()}
+    if where == "tuning":
+        return {seed: {**one, **one["tuning"]} for seed, one in found.items() if "tuning" in one}
+    return found
 
 
 def _stem(task: str, variant: str, seed: int) -> str:
@@ -305,42 +337,37 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument(
+        "--tuning",
+        action="store_true",
+        help="the table of the development split, and of names and sentences of our own",
+    )
+    parser.add_argument("--names", type=Path, help="instead of the shipped list of names")
     parser.add_argument("--rows", default=":", help="training rows, as a recipe's `rows`")
     parser.add_argument("--epochs", type=float, help="instead of the task's own")
+    parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--deadline", type=float, help="begin no training after so many seconds")
     parser.add_argument("--output", type=Path, default=Path("bias"))
     parser.add_argument("--table", action="store_true", help="print the table of what is there and train nothing")
     given = parser.parse_args()
+    where = "tuning" if given.tuning else "test"
     given.output.mkdir(parents=True, exist_ok=True)
-    jobs = [(t, v, s) for s in given.seeds for v in given.variants for t in given.tasks]
-    jobs = [job for job in jobs if not (given.output / f"{_stem(*job)}.json").is_file()]
-    if len(jobs) == 1 and not given.table:
-        found = trained(*jobs[0], given)
-        file = given.output / f"{_stem(*jobs[0])}.json"
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(found), encoding="utf-8")
-        unfinished.rename(file)
-        print(jobs[0], found["device"], found["seconds"], flush=True)
-        return
-    begun = time.monotonic()
-
-    def one(job: tuple[str, str, int]) -> None:
-        if given.deadline and time.monotonic() - begun > given.deadline:
-            print(job, "not begun: too late", flush=True)
-            return
-        options = ["--data", given.data, "--rows", given.rows, "--threads", given.threads, "--output", given.output]
-        options += ["--epochs", given.epochs] if given.epochs else []
-        chosen = ["--tasks", job[0], "--variants", job[1], "--seeds", job[2]]
-        done = subprocess.run(
-            [sys.executable, __file__, *map(str, [*options, *chosen])], capture_output=True, text=True
-        )
-        print(done.stdout.strip() or f"{job}: {done.stderr[-2000:]}", flush=True)
-
-    if not given.table:
-        with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(one, jobs))
-    print(table(given.output, given.data))
+    shared = ["--data", given.data, "--rows", given.rows, "--threads", given.threads, "--output", given.output]
+    for option, value in {"--epochs": given.epochs, "--names": given.names}.items():
+        shared += [option, value] if value else []
+    shared += ["--bf16"] if given.bf16 else []
+    if given.table or carry_out(
+        __file__,
+        [(t, v, s) for s in given.seeds for v in given.variants for t in given.tasks],
+        file_of=lambda job: given.output / f"{_stem(*job)}.json",
+        trained=lambda job: trained(*job, given),
+        options=lambda job: [*shared, "--tasks", job[0], "--variants", job[1], "--seeds", job[2]],
+        line=lambda found: [found["device"], found["seconds"]],
+        at_once=given.jobs,
+        deadline=given.deadline,
+    ):
+        print(table(given.output, tuning_corpus() if given.tuning else read_corpus(given.data), where))
 
 
 if __name__ == "__main__":

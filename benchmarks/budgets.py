@@ -17,12 +17,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
-import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from jobs import carry_out
 
 import alignkit
 
@@ -200,33 +199,24 @@ def main() -> None:
     for task in given.tasks:
         plain(task, given.model, given.data, given.output)
     limits = {"none": [0.0]}
-    jobs = [
-        (task, kind, limit, seed)
-        for seed in given.seeds
-        for kind in given.weights
-        for limit in limits.get(kind, given.limits)
-        for task in given.tasks
-    ]
-    jobs = [job for job in jobs if not file_of(job, given.output).is_file()]
-    if len(jobs) == 1 and given.jobs == 1:
-        found = trained(jobs[0], given)
-        unfinished = file_of(jobs[0], given.output).with_suffix(".tmp")
-        unfinished.write_text(json.dumps(found), encoding="utf-8")
-        unfinished.rename(file_of(jobs[0], given.output))
-        print(jobs[0], round(last_quarter(found["costs"]), 4), found["seconds"], flush=True)
-        return
-
-    def one(job: Job) -> None:
-        options = ["--data", given.data, "--output", given.output, "--steps", given.steps, "--threads", given.threads]
-        options += ["--model", given.model, "--rate", given.rate, *(["--no-dropout"] if given.no_dropout else [])]
-        chosen = ["--tasks", job[0], "--weights", job[1], "--limits", job[2], "--seeds", job[3]]
-        command = [sys.executable, __file__, *map(str, [*options, *chosen])]
-        done = subprocess.run(command, capture_output=True, text=True)
-        print(done.stdout.strip().splitlines()[-1:] or f"{job}: {done.stderr[-2000:]}", flush=True)
-
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(one, jobs))
-    print(table(given.output))
+    shared = ["--data", given.data, "--output", given.output, "--steps", given.steps, "--threads", given.threads]
+    shared += ["--model", given.model, "--rate", given.rate, *(["--no-dropout"] if given.no_dropout else [])]
+    if carry_out(
+        __file__,
+        [
+            (t, w, limit, s)
+            for s in given.seeds
+            for w in given.weights
+            for limit in limits.get(w, given.limits)
+            for t in given.tasks
+        ],
+        file_of=lambda job: file_of(job, given.output),
+        trained=lambda job: trained(job, given),
+        options=lambda job: [*shared, "--tasks", job[0], "--weights", job[1], "--limits", job[2], "--seeds", job[3]],
+        line=lambda found: [round(last_quarter(found["costs"]), 4), found["seconds"]],
+        at_once=given.jobs,
+    ):
+        print(table(given.output))
 
 
 if __name__ == "__main__":

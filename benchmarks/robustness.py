@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jobs import carry_out
 
 import alignkit
 from alignkit.aligned import find_task
@@ -198,31 +196,28 @@ def main() -> None:
     if not given.data:
         parser.error("--data is needed")
     given.output.mkdir(parents=True, exist_ok=True)
-    jobs = [(t, v, s) for s in given.seeds for v in given.variants for t in given.tasks]
-    jobs = [job for job in jobs if not (given.output / f"{job[0]}-{job[1]}-{job[2]}.json").is_file()]
-    if len(jobs) == 1 and given.jobs == 1:
-        found = trained(*jobs[0], given.data, given.limit, given.rows, given.threads)
-        file = given.output / f"{jobs[0][0]}-{jobs[0][1]}-{jobs[0][2]}.json"
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(found), encoding="utf-8")
-        unfinished.rename(file)
-        print(jobs[0], found["device"], found["seconds"], flush=True)
-        return
-    begun = time.monotonic()
-
-    def one(job: tuple[str, str, int]) -> None:
-        if given.deadline and time.monotonic() - begun > given.deadline:
-            print(job, "not begun: too late", flush=True)
-            return
-        options = ["--data", given.data, "--limit", given.limit, "--rows", given.rows, "--threads", given.threads]
-        chosen = ["--tasks", job[0], "--variants", job[1], "--seeds", job[2], "--output", given.output]
-        command = [sys.executable, __file__, *map(str, [*options, *chosen])]
-        done = subprocess.run(command, capture_output=True, text=True)
-        print(done.stdout.strip() or f"{job}: {done.stderr[-2000:]}", flush=True)
-
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(one, jobs))
-    print(table(given.output))
+    shared = ["--data", given.data, "--limit", given.limit, "--rows", given.rows, "--threads", given.threads]
+    if carry_out(
+        __file__,
+        [(t, v, s) for s in given.seeds for v in given.variants for t in given.tasks],
+        file_of=lambda job: given.output / f"{job[0]}-{job[1]}-{job[2]}.json",
+        trained=lambda job: trained(*job, given.data, given.limit, given.rows, given.threads),
+        options=lambda job: [
+            *shared,
+            "--output",
+            given.output,
+            "--tasks",
+            job[0],
+            "--variants",
+            job[1],
+            "--seeds",
+            job[2],
+        ],
+        line=lambda found: [found["device"], found["seconds"]],
+        at_once=given.jobs,
+        deadline=given.deadline,
+    ):
+        print(table(given.output))
 
 
 if __name__ == "__main__":

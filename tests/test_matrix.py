@@ -60,6 +60,8 @@ REFUSED |= {
 }
 CLASSIFYING = ("text-classification", "relation-extraction")
 REFUSED |= {(task, "group-fairness"): "has no head that gives" for task, _ in TASKS if task not in CLASSIFYING}
+LABELLED = ("text-classification", "prompted-classification")
+REFUSED |= {(task, "mentions"): "whose labels are not of a whole text" for task, _ in TASKS if task not in LABELLED}
 WRITING = ("chat", "dialogue", "causal-lm", "translation", "summarization", "preference")
 REFUSED |= {(task, "unlikelihood"): "does not write text" for task, _ in TASKS if task not in WRITING}
 REFUSED |= {(task, "supervised"): "has no loss on labels" for task, _ in TASKS if task == "preference"}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alignkit_constraints.group_fairness import GroupFairness
     from alignkit_constraints.kl_ethics import KLEthics
     from alignkit_constraints.kl_reference import KLReference
+    from alignkit_constraints.mentions import Mentions
     from alignkit_constraints.pid_budget import PIDBudget
     from alignkit_constraints.r_drop import RDrop
     from alignkit_constraints.unlikelihood import Unlikelihood
@@ -40,6 +41,7 @@ _MODULES = {
     "KLEthics": "kl_ethics",
     "KLReference": "kl_reference",
     "LikelihoodPreference": "evaluators.likelihood_preference",
+    "Mentions": "mentions",
     "PIDBudget": "pid_budget",
     "Perplexity": "evaluators.perplexity",
     "RDrop": "r_drop",
@@ -65,6 +67,7 @@ __all__ = [
     "KLEthics",
     "KLReference",
     "LikelihoodPreference",
+    "Mentions",
     "PIDBudget",
     "Perplexity",
     "RDrop",

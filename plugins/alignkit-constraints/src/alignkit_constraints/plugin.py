@@ -43,6 +43,12 @@ def alignkit_components() -> Iterator[Registration]:
         reference="Garg et al. 2019, arXiv:1809.10610",
     )
     yield Registration(
+        kind="augmenter",
+        name="mentions",
+        target="alignkit_constraints.mentions:Mentions",
+        summary="Adds copies of texts in which somebody is mentioned, for a constraint on persons to work on.",
+    )
+    yield Registration(
         kind="constraint",
         name="group-fairness",
         target="alignkit_constraints.group_fairness:GroupFairness",

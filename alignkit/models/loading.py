@@ -111,7 +111,8 @@ def _reshaped(plain: Any, path: Path, task: Task, shaped: Mapping[str, Any]) -> 
         raise
     except Exception as error:  # whatever the model family's code raises
         found = f"no {plain.config.model_type} can be made with it ({_first_line(error)})"
-        raise UsageError(Mistake("head", found, "values that the model can have")) from error
+        mend = "correct the field under it, or take it out"
+        raise UsageError(Mistake("head", found, "values that the model can have", mend)) from error
     shapes = {name: p.shape for name, p in model.named_parameters() if _in_body(model, name)}
     changed = [name for name, p in plain.named_parameters() if shapes.get(name, p.shape) != p.shape]
     if changed:

@@ -135,7 +135,7 @@ class Mentions(Augmenter):
         name = getattr(setting.task, "name", "")
         if name not in TASKS:
             found = f"task {name}, whose labels are not of a whole text, or may change with who is mentioned"
-            yield Mistake("augmenter mentions", found, f"task {' or '.join(TASKS)}")
+            yield Mistake("augmenter mentions", found, f"task {' or '.join(TASKS)}", "take it out")
         for listed in self.persons:
             if listed != "kin":
                 yield from read_list(str(listed), self.language)[1]

@@ -15,7 +15,8 @@ from alignkit.data.read import missing
 from alignkit.errors import Mistake, PluginError, UsageError, nearest
 from alignkit.evaluation import evaluators
 from alignkit.findings import UNSETTLED, Findings, Unsettled
-from alignkit.plan import Plan, planned
+from alignkit.plan import Plan
+from alignkit.preflight import planned
 from alignkit.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:

@@ -43,6 +43,11 @@ class Findings:
 
         self.ask(told)
 
+    def hear_all(self, questions: Iterable[Callable[[], Iterable[Mistake]]]) -> None:
+        """As `hear`, several questions: none keeps another from being asked."""
+        for question in questions:
+            self.hear(question)
+
     def ask(self, question: Callable[[], T]) -> T:
         """What a question gives; `UNSETTLED` where it has found a mistake itself, or hangs on one."""
         try:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import limits
 from alignkit.components import Component, Constraint, Objective, Task
-from alignkit.errors import Mistake, UsageError
+from alignkit.errors import Mistake
 from alignkit.findings import UNSETTLED, Findings, Unsettled
 
 if TYPE_CHECKING:
+    from alignkit.components import Control
     from alignkit.compose import Composition
     from alignkit.data import Example
-    from alignkit.recipe import Recipe
 
 SAMPLED = 200
-"""Examples, at even distances, that are looked at to see how many have views."""
+"""Examples, at even distances, that are looked at to see what augmenters make of them and how many have views."""
 
 FORWARD, STEP = 1.0, 3.0
 """A backward pass costs about two forward passes: a step is three."""
@@ -71,6 +70,8 @@ class Setting:
     """The model, or its adapter, has a dropout probability above 0; None: not known."""
     tokenizer: Callable[[], Any] | None = None
     """Loads the model's tokenizer, for a check that has to count tokens."""
+    seed: int = 0
+    """Of what augmenters draw."""
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -142,21 +143,28 @@ def make_plan(composition: Composition, setting: Setting) -> Plan:
         UsageError: everything that cannot go together, each with the reason and the mend.
     """
     findings = Findings()
-    _hear_conflicts(composition, setting, findings)
+    findings.hear_all(conflicts(composition, setting))
     findings.refuse()
-    return _plan(composition, setting)
+    return predicted(composition, setting)
 
 
-def _plan(composition: Composition, setting: Setting) -> Plan:
-    backwards = {c.name: float(c.backwards) * _share_with_views(c, setting.examples) for c in composition.components}
+def predicted(composition: Composition, setting: Setting, controls: Sequence[Control] = ()) -> Plan:
+    """The plan of a run whose parts do go together.
+
+    Args:
+        controls: what is on when the finished model is asked.
+    """
+    examples, growth = _augmented(composition, setting)
+    backwards = {c.name: float(c.backwards) * _share_with_views(c, examples) for c in composition.components}
     rows = [_row(c, backwards.get(c.name, 0.0)) for c in (composition.objective, *composition.components)]
     rows.sort(key=lambda r: list(dict.fromkeys(PHASES.values())).index(r.phase))
+    rows += [replace(_row(control, 0.0), needs=()) for control in controls]
     per_loss = 1.0 + sum(backwards.values())
     extra = sum(float(c.forwards) for c in (composition.objective, *composition.components))
     extra += FORWARD if composition.needs_reference else 0.0
     factor = composition.passes * per_loss + extra / STEP
     anchored = {c.name for c in composition.components if isinstance(c, Constraint) and c.anchored(setting)}
-    return Plan(rows, composition.passes, factor, list(_notes(composition, setting)), anchored)
+    return Plan(rows, composition.passes, factor, list(_notes(composition, setting, growth, controls)), anchored)
 
 
 def conflicts(composition: Composition, setting: Setting) -> Iterator[Callable[[], Iterable[Mistake]]]:
@@ -170,15 +178,12 @@ def conflicts(composition: Composition, setting: Setting) -> Iterator[Callable[[
     yield from limits.conflicts(composition, setting)
 
 
-def _hear_conflicts(composition: Composition, setting: Setting, findings: Findings) -> None:
-    for question in conflicts(composition, setting):
-        findings.hear(question)
-
-
 def _of_another_task(setting: Setting) -> Iterator[Mistake]:
     objective, task = setting.objective, getattr(setting.task, "name", setting.task.kind)
     if objective.tasks and task not in objective.tasks:
-        yield Mistake("objective", f"{objective.name} on task {task}", f"task {' or '.join(objective.tasks)}")
+        known = " or ".join(objective.tasks)
+        mend = "name one of these as `task:`, or take the objective out, so that the task's own is used"
+        yield Mistake("objective", f"{objective.name} on task {task}", f"task {known}", mend)
 
 
 def _unfit(component: Component, setting: Setting) -> Iterator[Mistake]:
@@ -186,7 +191,7 @@ def _unfit(component: Component, setting: Setting) -> Iterator[Mistake]:
     where = f"{component.kind} {component.name}"
     if "combine_outputs" in component.hook_points and "fuse" not in component.hook_points:
         found = "it combines the predictions of several models, and no command keeps several"
-        yield Mistake(where, found, "a fusion that implements fuse()")
+        yield Mistake(where, found, "a fusion that implements fuse()", "name one that merges weights, or take it out")
     if component.perturbs and setting.reentrant_checkpointing:
         yield Mistake(
             where,
@@ -199,7 +204,8 @@ def _unfit(component: Component, setting: Setting) -> Iterator[Mistake]:
             where, "gradients are scaled under fp16 when it would adjust them", "bf16 or fp32", "set `bf16: true`"
         )
     if component.needs_validation and not setting.validation:
-        yield Mistake(where, "it chooses by scores and there is no validation split", "data.validation")
+        found = "it chooses by scores and there is no validation split"
+        yield Mistake(where, found, "data.validation", "add `validation:` to `data:`")
     if component.reference and setting.reference is None and setting.fresh_head:
         yield Mistake(
             where,
@@ -209,13 +215,27 @@ def _unfit(component: Component, setting: Setting) -> Iterator[Mistake]:
         )
 
 
+def _augmented(composition: Composition, setting: Setting) -> tuple[Sequence[Example], float]:
+    """A sample of the rows that training will see, and how many it will see for each of the split's.
+
+    Of a split of `SAMPLED` rows or fewer they are the very rows, as long as no filter drops any: filters, which may
+    take long and remember what they have seen, are not asked.
+    """
+    from alignkit.data import prepare
+
+    if not setting.examples:
+        return (), 1.0
+    sample = setting.examples[:: -(-len(setting.examples) // SAMPLED)]
+    rows = prepare.augment(composition.augmenters, sample, setting.seed)
+    return rows, len(rows) / len(sample)
+
+
 def _share_with_views(component: Component, examples: Sequence[Example]) -> float:
     """How many examples a component that looks at views has any for: what it runs again is no more than those."""
     make: Any = getattr(component, "views", None)
     if "views" not in component.hook_points or not examples:
         return 1.0
-    sample = examples[:: -(-len(examples) // SAMPLED)]
-    return sum(bool(make(example)) for example in sample) / len(sample)
+    return sum(bool(make(example)) for example in examples) / len(examples)
 
 
 def _row(component: Component, backwards: float) -> Row:
@@ -236,7 +256,9 @@ def _row(component: Component, backwards: float) -> Row:
     return Row(phase, component.name, component.kind, does, tuple(needs), alone)
 
 
-def _notes(composition: Composition, setting: Setting) -> Iterable[str]:
+def _notes(composition: Composition, setting: Setting, growth: float, controls: Sequence[Control]) -> Iterable[str]:
+    if growth >= 1.05:  # less would read as 1
+        yield f"with what augmenters add, an epoch takes about {growth:.2g} times the steps of a plain one"
     if composition.replays > 1:
         n = composition.replays
         yield f"each batch is trained on {n} times in a row: an epoch takes {n} times the steps of a plain one"
@@ -248,202 +270,8 @@ def _notes(composition: Composition, setting: Setting) -> Iterable[str]:
             )
         yield from component.notes(setting)
     yield from limits.notes(composition, setting)
-
-
-def plan_of(recipe: Recipe, examples: Sequence[Example] = ()) -> tuple[Composition, Plan]:
-    """Compose a recipe and plan it; reads the model's config and weight names, loads no weights.
-
-    Args:
-        examples: the training split, to see how many of them have views, and the columns that components need.
-
-    Raises:
-        UsageError: conflicts, or a model, reference or fusion member that cannot be found or does not fit.
-    """
-    return planned(recipe, lambda: examples, Findings())
-
-
-def planned(recipe: Recipe, examples: Callable[[], Sequence[Example]], findings: Findings) -> tuple[Composition, Plan]:
-    """As `plan_of`, of a recipe, or of what is known of one in which there are mistakes.
-
-    Each question is asked on its own: one that finds a mistake, or hangs on one, keeps no other from being asked.
-
-    Args:
-        recipe: what is known of it.
-        examples: gives the training split.
-        findings: what was found wrong before; that, too, is raised.
-    """
-    from alignkit import models
-    from alignkit.compose import Composition
-    from alignkit.evaluation.evaluators import unfit
-    from alignkit.evaluation.robustness import refusals
-    from alignkit.generation import refusals as uncontrollable
-
-    source = findings.once(lambda: recipe.source(make=not findings.mistakes))
-    facts = findings.once(lambda: models.facts(source(), recipe.task))
-
-    def fresh() -> bool:
-        if not facts().fresh_head:
-            examples()  # hangs on them: without its labels, a task takes any head of its kind for its own
-        return facts().fresh_head
-
-    def task() -> Task:
-        if type(recipe.task).take_model is not Task.take_model:
-            facts()  # by which it knows the model
-        return recipe.task
-
-    tokenizer = findings.once(lambda: models.load_tokenizer(source(), task()))
-    objective = findings.ask(lambda: recipe.objective)
-    composition = findings.once(
-        lambda: Composition(recipe.made(), recipe.task, None if objective is UNSETTLED else objective)
-    )
-    findings.ask(source)
-    findings.ask(facts)
-    loaded = findings.ask(tokenizer)
-    findings.hear(lambda: _unmergeable(recipe, composition()))
-    findings.hear(
-        lambda: _unfusable(recipe, composition(), lambda: [] if fresh() else [source()], not findings.mistakes)
-    )
-    findings.hear(lambda: _no_reference(recipe, make=not findings.mistakes))
-    wrong_head = findings.ask(lambda: models.head_arguments(source(), task(), recipe.head)) is UNSETTLED
-    head = {} if wrong_head else recipe.head
-    findings.ask(lambda: models.refuse_unfit(source(), task(), recipe.peft, recipe.freeze, head))
-    findings.hear(lambda: refusals(recipe.evaluation.attacks, task(), None if loaded is UNSETTLED else loaded))
-    findings.hear(lambda: _nothing_to_attack(recipe))
-    findings.hear(lambda: _without_effect(recipe))
-    findings.hear(lambda: uncontrollable(recipe.controls, task()))
-    findings.hear(lambda: unfit(recipe.evaluation.evaluators, task(), _is_measured(recipe)))
-    known: dict[str, Any] = {
-        "task": findings.ask(task),
-        "objective": objective,
-        "fresh_head": findings.ask(fresh),
-        "examples": findings.ask(examples),
-        "dropout": findings.ask(lambda: _sets_dropout(recipe) or facts().dropout),
-        "tokenizer": tokenizer,
-        **_settings(recipe, findings),
-    }
-    setting = Setting(**known)
-    findings.ask(lambda: _hear_conflicts(composition(), setting, findings))
-    for component in _only_measured(recipe, findings):
-        # on other splits: what the rows of the training split lack for it does not matter
-        findings.hear(partial(component.check, Setting(**known | {"examples": ()})))
-    findings.refuse()
-    return composition(), _with_controls(_plan(composition(), setting), recipe.controls)
-
-
-def _settings(recipe: Recipe, findings: Findings) -> dict[str, Any]:
-    """The fields of a setting that the recipe alone says, each on its own."""
-    from alignkit.recipe.training import RECIPE_DEFAULTS
-
-    def checkpointing() -> Mapping[str, Any]:
-        named = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
-        return next((recipe.training[name] for name in named if recipe.training.get(name)), {})
-
-    said: dict[str, Callable[[], Any]] = {
-        "components": recipe.components,
-        "peft": lambda: recipe.peft.method if recipe.peft else None,
-        "precision": lambda: next((name for name in ("fp16", "bf16") if recipe.training.get(name)), "fp32"),
-        "reference": lambda: recipe.reference,
-        "accumulation": lambda: int(recipe.training.get("gradient_accumulation_steps", 1)),
-        "batch_size": lambda: int((RECIPE_DEFAULTS | recipe.training)["per_device_train_batch_size"]),
-        "reentrant_checkpointing": lambda: bool(checkpointing().get("use_reentrant", False)),
-        "validation": lambda: recipe.data.validation is not None,
-    }
-    return {name: findings.ask(value) for name, value in said.items()}
-
-
-def _only_measured(recipe: Recipe, findings: Findings) -> list[Component]:
-    """The components that take part in the evaluation and not in training."""
-    found: list[Component] = []
-    for asked in (lambda: recipe.evaluation.under, lambda: recipe.evaluation.gaps):
-        components: Any = findings.ask(asked)
-        found += [] if components is UNSETTLED else components
-    trained = {id(component) for component in recipe.made()}
-    return [component for component in found if id(component) not in trained]
-
-
-def _sets_dropout(recipe: Recipe) -> bool:
-    """The recipe itself gives the model, or its adapter, a dropout probability above 0."""
-    own = [v for name, v in recipe.head.items() if "drop" in name and isinstance(v, int | float)]
-    return any(value > 0 for value in [*own, recipe.peft.dropout if recipe.peft else 0.0])
-
-
-def _with_controls(plan: Plan, controls: Sequence[Component]) -> Plan:
-    """The plan with what is done when the finished model is asked."""
-    if not controls:
-        return plan
-    rows = [replace(_row(control, 0.0), needs=()) for control in controls]
-    note = "controls are on when alignkit asks the model (`alignkit predict`), and off in all that is measured before "
-    return replace(plan, rows=[*plan.rows, *rows], notes=[*plan.notes, f"{note}and after"])
-
-
-def _no_reference(recipe: Recipe, make: bool) -> Iterator[Mistake]:
-    from alignkit import models
-
-    try:
-        if recipe.reference is not None:
-            models.resolve(recipe.reference, recipe.base, make)
-    except UsageError as error:
-        yield from (replace(mistake, where=f"reference {recipe.reference!r}") for mistake in error.mistakes)
-
-
-def _is_measured(recipe: Recipe) -> bool:
-    """There is a split to measure on."""
-    return bool(recipe.data.validation or recipe.data.test)
-
-
-def _nothing_to_attack(recipe: Recipe) -> Iterator[Mistake]:
-    if recipe.evaluation.attacks and not _is_measured(recipe):
-        found = "the data has neither a test nor a validation split, so that no row would be attacked"
-        yield Mistake("evaluation.attacks", found, "a split to attack", "add `test:` to `data:`")
-
-
-def _without_effect(recipe: Recipe) -> Iterator[Mistake]:
-    """What the recipe asks for and the task would pass over in silence."""
-    if recipe.cache_hidden_states and not recipe.task.shifts_labels:
-        found = f"the model of task {recipe.task.name} is no causal language model"
-        yield Mistake("cache_hidden_states", found, "false", "take it out")
-    elif recipe.cache_hidden_states and not any(c.reference for c in recipe.components()):
-        found = "no component compares with the reference's distributions"
-        yield Mistake("cache_hidden_states", found, "one that does, such as kl-reference", "take it out")
-    if recipe.training.get("label_smoothing_factor") and not recipe.task.stock_loss:
-        found = f"task {recipe.task.name} has no loss on labels that could be smoothed"
-        yield Mistake("training.label_smoothing_factor", found, "0", "see the objective's own `label_smoothing`")
-
-
-def _unmergeable(recipe: Recipe, composition: Composition) -> Iterator[Mistake]:
-    if composition.fusion is not None and recipe.peft is not None and recipe.peft.method != "lora":
-        found = f"a model with {recipe.peft.method} cannot be merged"
-        yield Mistake(f"fusion {composition.fusion.name}", found, "lora, or all weights trained")
-
-
-def _unfusable(
-    recipe: Recipe, composition: Composition, trained: Callable[[], list[Path]], make: bool
-) -> Iterator[Mistake]:
-    """What would keep the fusion after training from happening.
-
-    Args:
-        trained: gives the folder of the model that is trained, where its head is there already.
-        make: members that have to be fetched or converted are; otherwise nothing is said of them.
-    """
-    from alignkit import models
-    from alignkit.fusion import incompatibilities, open_members
-
-    component = composition.fusion
-    if component is None:
-        return
-    if "fuse" not in component.hook_points:
-        found = "it combines outputs, not weights"
-        yield Mistake(f"fusion {component.name}", found, "a fusion of weights in a recipe")
-    names = getattr(component, "members", None)
-    if names is not None and not names:
-        yield Mistake("fusion.members", "none", "runs or models to merge the trained one with")
-    folders = []
-    for name in names or ():
-        try:
-            folders.append(models.resolve(name, recipe.base, make))
-        except UsageError as error:
-            yield from (replace(mistake, where=f"fusion.members {name!r}") for mistake in error.mistakes)
-        except Unsettled:
-            continue  # not made yet
-    if names and (folders := [*trained(), *folders]):
-        yield from incompatibilities(open_members(folders))
+    if controls:
+        yield (
+            "controls are on when alignkit asks the model (`alignkit predict`), and off in all that is measured before "
+            "and after"
+        )

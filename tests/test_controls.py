@@ -19,7 +19,7 @@ from alignkit.components import Control, Intervention
 from alignkit.errors import PluginError, UsageError
 from alignkit.generation import Generating, Processor, generate
 from alignkit.kept import controls_of, keep, missing
-from alignkit.plan import plan_of
+from alignkit.preflight import plan_of
 from alignkit.testing import tiny
 
 TEXTS = ["where is ada ?", "rome", "who is he and what is the film ?", "bob"]

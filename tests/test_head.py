@@ -85,6 +85,18 @@ def test_a_run_keeps_it(encoder: Path, ner_data: Path, tmp_path: Path):
         ({"dropout": 1.5}, ["head.dropout: 1.5; expected a number from 0 to 1, below 1"]),
         ({"dropout": "much"}, ["head.dropout: 'much'; expected a number from 0 to 1, below 1"]),
         ({"hidden_act": 3}, ["head: bert does not take it"]),
+        (
+            {"num_hidden_layers": -1, "num_attention_heads": -2, "layer_norm_eps": float("nan")},
+            [
+                "head.num_hidden_layers: -1; expected a number from 0 on; the model's own is 2",
+                "head.num_attention_heads: -2; expected a number from 0 on; the model's own is 4",
+                "head.layer_norm_eps: nan; expected a number from 0 on; the model's own is 1e-12",
+            ],
+        ),
+        (
+            {"num_hidden_layers": 0},
+            ["head: a field under it takes all 2 layers of bert.encoder.layer away; expected a model with layers; "],
+        ),
     ],
 )
 def test_what_the_model_has_not_is_refused(head, messages, encoder, ner_data, tmp_path, alignkit_cli):

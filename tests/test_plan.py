@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alignkit_constraints import Counterfactual
+from transformers import TrainerCallback
 
+import alignkit
 from alignkit import Recipe, UsageError
-from alignkit.plan import Plan, plan_of
+from alignkit.checking import checked
+from alignkit.components import Augmenter
+from alignkit.compose import Composition
+from alignkit.data import Example
+from alignkit.plan import SAMPLED, Plan, Setting, make_plan
+from alignkit.preflight import plan_of
+from alignkit.tasks.stock import StockTask
 
 
 @pytest.fixture
@@ -50,6 +59,54 @@ def test_views_cost_the_share_of_rows_that_have_one(planned: Callable[..., Plan]
     (tmp_path / "swaps.tsv").write_text("nowhere\tnever\n", "utf-8")
     nowhere = planned(constraints=[{"use": "counterfactual", "lists": [str(tmp_path / "swaps.tsv")]}])
     assert nowhere.factor == pytest.approx(1.0)
+
+
+def test_views_are_counted_in_the_rows_that_augmenters_make(encoder: Path, tmp_path: Path) -> None:
+    lines = [f"{'he ' if number % 5 == 0 else ''}was film {number}\t{'ab'[number % 2]}" for number in range(80)]
+    (tmp_path / "rows.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", "utf-8")
+    recipe = Recipe(
+        model=str(encoder),
+        task="text-classification",
+        data={"train": "rows.tsv", "test": {"path": "rows.tsv", "rows": ":4"}},
+        augmenters=[{"use": "mentions", "cased": False}],
+        constraints=[{"use": "counterfactual", "cased": False}],
+        training={"max_steps": 1, "use_cpu": True},
+        evaluation={"replicates": 10},
+        output="run",
+        base=tmp_path,
+    )
+    trained: list[Any] = []
+
+    class Rows(TrainerCallback):
+        def on_train_begin(self, *_: Any, train_dataloader: Any, **__: Any) -> None:
+            trained.extend(train_dataloader.dataset)
+
+    plan = checked(recipe).plan
+    alignkit.train(recipe, callbacks=[Rows()])
+    share = sum(row["views"] is not None for row in trained) / len(trained)
+    assert plan.factor == pytest.approx(1 + share)
+    assert share > 0.4  # one row in five before
+    growth = len(trained) / 80
+    assert plan.notes == [f"with what augmenters add, an epoch takes about {growth:.2g} times the steps of a plain one"]
+
+
+def test_of_a_large_split_augmenters_are_asked_about_a_sample() -> None:
+    asked: list[int] = []
+
+    class Doubled(Augmenter):
+        """Every example once more, with somebody in it."""
+
+        def augment_examples(self, examples: list[Example], generator: Any) -> list[Example]:
+            asked.append(len(examples))
+            return [example.replace(text="he was") for example in examples]
+
+    rows = [Example({"text": "was"}, inputs=("text",)) for _ in range(5000)]
+    composition = Composition([Doubled(), Counterfactual()], StockTask())
+    setting = Setting(composition.task, composition.components, composition.objective, examples=rows)
+    plan = make_plan(composition, setting)
+    assert asked == [SAMPLED]
+    assert plan.factor == pytest.approx(1.5)
+    assert plan.notes == ["with what augmenters add, an epoch takes about 2 times the steps of a plain one"]
 
 
 def test_a_plan_fits_a_terminal_and_names_phases_in_order(planned: Callable[..., Plan], plain_run: Path) -> None:

@@ -173,7 +173,8 @@ training:
         "recipe.yaml:21 averaging: no averager is called 'fgm'; 'fgm' is of kind adversary",
         "recipe.yaml:25 evaluation.under: 'typos'; expected a list; write [typos]",
         "recipe.yaml:25 evaluation.gaps.0: no constraint is called 'swp'; did you mean 'swap'?",
-        "recipe.yaml:25 evaluation.gaps.1: drift makes no views of an example; expected a component that does",
+        "recipe.yaml:25 evaluation.gaps.1: drift makes no views of an example; "
+        "expected a component that does, such as counterfactual",
         "recipe.yaml:24 early_stopping.patience: 0; expected a number greater than 0",
         "recipe.yaml:28 training.learning_rte: unknown field 'learning_rte'; did you mean 'learning_rate'?",
         "recipe.yaml:29 training.num_train_epochs: 'three'; expected a number",
@@ -207,7 +208,8 @@ def test_missing_fields_say_what_they_are(write: Write) -> None:
         ("model: a\n\ttask: b", "r.yaml", "r.yaml:2: not YAML: found character '\\t' that cannot start any token; "
                                          "indent with spaces, not with tabs"),
         ("model: [a\ntask: b", "r.yaml", "r.yaml:2: not YAML: expected ',' or ']', but got ':'"),
-        ("model: &a [*a]", "r.yaml", "r.yaml:1: not YAML: a value that holds itself"),
+        ("model: &a [*a]", "r.yaml", "r.yaml:1: not YAML: a value that holds itself; "
+                                       "write it out in place of its alias"),
         ("model: !!python/object/apply:os.system [ls]", "r.yaml", "r.yaml:1: not YAML: could not determine a constr"),
         ('{"model": "a",}', "r.json", "r.json:1: not JSON: "),
         ("a = 1\nmodel = =", "r.toml", "r.toml:2: not TOML: Invalid value (at line 2, column 9)"),
@@ -412,10 +414,11 @@ def test_an_override_that_is_wrong_names_itself(write: Write) -> None:
     wrong = ["adversary.epsilon=0.3", "constraints.4.weight=1", "seed", "=3", "seed.a=1", "seed=[", "output=3"]
     found = mistakes(path, *wrong)
     assert found == [
-        "--set constraints.4.weight=1: constraints is a list of 1, which has no 4",
+        "--set constraints.4.weight=1: constraints is a list of 1, which has no 4; "
+        "its items have numbers from 0 on; `constraints.1` adds one",
         "--set seed: no `=` in it; expected FIELD=VALUE",
         "--set =3: no field before `=`; expected FIELD=VALUE",
-        "--set seed=[: the value is not YAML: expected the node content, but found '<stream end>'",
+        "--set seed=[: the value is not YAML: expected the node content, but found '<stream end>'; close the bracket",
         "--set adversary.epsilon=0.3: {'epsilon': 0.3}; expected the name of an adversary, or {use: NAME, ...}",
         "--set seed.a=1: {'a': 1}; expected an integer",
         "--set output=3: 3; expected a string",

@@ -14,6 +14,9 @@ from alignkit.kept import controls_of, missing
 if TYPE_CHECKING:
     from alignkit.components import Control
 
+_NAMING = ("name", "use")
+"""What of a control's entry in a recipe is no field of it."""
+
 
 def controls_for(
     run: str, named: Sequence[str], own: bool, overrides: Sequence[str]
@@ -33,7 +36,8 @@ def controls_for(
     known = [control.name for control in controls]
     mistakes = [Mistake(f"--control {name}", *_taken(name in known)) for name in _twice([*known, *map(short, named)])]
     ours, rest = _apart(overrides, [*known, *named])
-    mistakes += _not_on(rest)
+    mistakes += [*_renaming(ours), *_not_on(rest)]
+    ours = {name: [text for text in texts if _field(text) not in _NAMING] for name, texts in ours.items()}
     if controls and any(ours[name] for name in known):
         try:
             controls = _of_run(run, [(known.index(name), field) for name in known for field in ours[name]])
@@ -58,7 +62,7 @@ def _of_run(run: str, overrides: list[tuple[int, str]]) -> list[Control]:
     if not file.is_file():
         return []
     recipe = Recipe.load(file, [f"controls.{i}.{text}" for i, text in overrides])
-    given = [f"{recipe.controls[i].name}.{text.partition('=')[0].strip()}" for i, text in overrides]
+    given = [f"{recipe.controls[i].name}.{_field(text)}" for i, text in overrides]
     return controls_of(recipe, file.parent, given)
 
 
@@ -71,6 +75,19 @@ def _apart(overrides: Sequence[str], names: Sequence[str]) -> tuple[dict[str, li
         name = next((name for name in ours if given in (name, short(name))), None) if dot else None
         (rest if name is None else ours[name]).append(text if name is None else field)
     return ours, rest
+
+
+def _field(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
+def _renaming(ours: dict[str, list[str]]) -> Iterator[Mistake]:
+    """What a run keeps of a control, files and what it learnt, goes by the name that it was trained with."""
+    for name, texts in ours.items():
+        for text in (text for text in texts if _field(text) in _NAMING):
+            found = "a control keeps its name, by which a run finds the files that it keeps for it"
+            mend = "take it out; another control is put beside it by --control NAME"
+            yield Mistake(f"--set {name}.{text}", found, f"a field of {name}", mend)
 
 
 def short(name: str) -> str:

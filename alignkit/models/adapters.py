@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from alignkit.errors import Mistake, UsageError, nearest
+from alignkit.sections import note
 
 if TYPE_CHECKING:
     from alignkit.components import Task
@@ -40,7 +41,7 @@ class Peft(BaseModel):
     """LoRA: updates are scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """LoRA: dropout on the input of an update."""
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """LoRA: the modules to adapt, by the end of their names; by default every linear layer below the head."""
     num_virtual_tokens: PositiveInt = 20
     """Prompt methods: the length of the prompt."""
@@ -52,8 +53,10 @@ class Peft(BaseModel):
         others = ("num_virtual_tokens",) if self.method == "lora" else (*_LORA_ONLY, "modules_to_save")
         wrong = sorted(set(others) & self.model_fields_set)
         if wrong:
-            raise ValueError(f"{', '.join(wrong)}: not an option of {self.method}")
+            raise ValueError(f"{', '.join(wrong)}: not an option of {self.method}; take it out")
         return self
+
+    _note = field_validator("*")(note)
 
     @property
     def virtual_tokens(self) -> int:
@@ -78,13 +81,14 @@ def adapted(model: Any, task: Task, peft: Peft, fresh: Iterable[str] = ()) -> An
     where = f"peft.method {peft.method}"
     task_type = task.peft_type or None
     if peft.method == "lora":
+        named = _named(model, peft)
         trained = sorted({*_heads(model, task), *(n.rpartition(".")[0] for n in fresh), *peft.modules_to_save} - {""})
         config: Any = LoraConfig(
             task_type=task_type,
             r=peft.r,
             lora_alpha=peft.alpha,
             lora_dropout=peft.dropout,
-            target_modules=_targets(model, peft, trained),
+            target_modules=named or _linear_layers(model, trained),
             modules_to_save=trained or None,
         )
     else:
@@ -157,22 +161,29 @@ def _heads(model: Any, task: Task) -> list[str]:
     return [n for n, child in model.named_children() if child is not body and any(True for _ in child.parameters())]
 
 
-def _targets(model: Any, peft: Peft, trained: list[str]) -> list[str]:
-    """Names of the modules to adapt: those asked for, or every linear layer of the body that is not trained anyway.
+def _named(model: Any, peft: Peft) -> list[str]:
+    """The modules that are asked for by name; none where every linear layer is."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if peft.target_modules == "all-linear":
+        return []
+    modules = dict(model.named_modules())
+    missing = [t for t in peft.target_modules if not any(f".{name}".endswith(f".{t}") for name in modules)]
+    if missing:
+        linear = {name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
+        raise UsageError(*(Mistake("peft.target_modules", f"no module {t!r}", "", nearest(t, linear)) for t in missing))
+    return list(peft.target_modules)
+
+
+def _linear_layers(model: Any, trained: list[str]) -> list[str]:
+    """Names of every linear layer of the body that is not trained anyway.
 
     peft's own `all-linear` takes the classifier of a token-classification model for a layer of the body.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    names = [name for name, _ in model.named_modules()]
-    if peft.target_modules != "all-linear":
-        missing = [t for t in peft.target_modules if not any(n == t or n.endswith(f".{t}") for n in names)]
-        linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-        if missing:
-            found = [Mistake("peft.target_modules", f"no module {t!r}", "", nearest(t, linear)) for t in missing]
-            raise UsageError(*found)
-        return list(peft.target_modules)
     head = model.get_output_embeddings()
     body = {id(m) for m in model.base_model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,8 @@ def head_arguments(folder: Path, task: Task, head: Mapping[str, Any]) -> dict[st
             mistakes.append(_unknown(name, config.model_type, known))
         elif name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
             mistakes.append(Mistake(f"head.{name}", repr(value), "a number from 0 to 1, below 1"))
+        elif _is_out_of_range(value, own := getattr(config, fields[0], None)):
+            mistakes.append(Mistake(f"head.{name}", repr(value), "a number from 0 on", f"the model's own is {own}"))
         else:
             found[fields[0]] = value
     if mistakes:
@@ -89,6 +92,12 @@ def refuse_without_effect(model: Any, head: Mapping[str, Any]) -> None:
     if head["dropout"] not in drops:
         found = f"{type(model).__name__} does not apply it to its head"
         raise UsageError(Mistake("head.dropout", found, "a model with dropout in front of its head", "take it out"))
+
+
+def _is_out_of_range(value: Any, own: Any) -> bool:
+    """Negative, infinite or no number, where the model has a count, a width, a probability: a number from 0 on."""
+    numbers = isinstance(value, int | float) and isinstance(own, int | float)
+    return numbers and own >= 0 and not 0 <= value < math.inf
 
 
 def _unknown(name: str, kind: str, known: set[str]) -> Mistake:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,17 @@ def _reshaped(plain: Any, path: Path, task: Task, shaped: Mapping[str, Any]) -> 
     changed = [name for name, p in plain.named_parameters() if shapes.get(name, p.shape) != p.shape]
     if changed:
         raise UsageError(_misshapen(changed))
+    if emptied := [name for name, layers in _stacks(model).items() if not layers and _stacks(plain).get(name)]:
+        found = f"a field under it takes all {len(_stacks(plain)[emptied[0]])} layers of {emptied[0]} away"
+        raise UsageError(Mistake("head", found, "a model with layers", "correct the field under it, or take it out"))
     return model
+
+
+def _stacks(model: Any) -> dict[str, Sized]:
+    """The model's lists of modules, by name: its layers."""
+    from torch import nn
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
 
 
 def _misshapen(names: Iterable[str]) -> Mistake:

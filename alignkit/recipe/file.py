@@ -30,9 +30,11 @@ _SCALARS = {
 
 _NO_COLON = "could not find expected ':'"
 _NO_SPACE = " is one word"
+_ITSELF = "a value that holds itself"
 _ONE_WORD = re.compile(r"[\w.-]+:\S")
 _YAML_MENDS = {
     _NO_COLON: "write `FIELD: VALUE`, with a space after the colon",
+    _ITSELF: "write it out in place of its alias",
     "mapping values are not allowed here": "indent it as its neighbours are, and quote text that has `: ` in it",
 }
 
@@ -103,34 +105,41 @@ def override(values: dict[str, Any], overrides: Iterable[str], lines: dict[Place
             found = "no `=` in it" if dotted.strip() else "no field before `=`"
             mistakes.append((_place(dotted.strip()), Mistake(where, found, "FIELD=VALUE")))
             continue
-        mend = ""
         try:
             wrong = put(values, dotted.strip(), parse(value), lines, where)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            wrong = f"the value is not YAML: {problem}"
-            mend = f"""quote it: {dotted}='"…"'""" if value.startswith("{") else ""
+            mend = "close the bracket" if value.startswith("[") else f"""quote it: {dotted}='"…"'"""
+            wrong = Mistake(where, f"the value is not YAML: {problem}", mend=mend)
         if wrong:
-            mistakes.append((_place(dotted.strip()), Mistake(where, wrong, mend=mend)))
+            mistakes.append((_place(dotted.strip()), wrong))
     return mistakes
 
 
-def put(values: dict[str, Any], path: str, value: Any, lines: dict[Place, str], where: str = "") -> str:
-    """Set the value at a dotted path; what is wrong with the path, or nothing."""
+def put(values: dict[str, Any], path: str, value: Any, lines: dict[Place, str], where: str = "") -> Mistake | None:
+    """Set the value at a dotted path; what is wrong with the path, or nothing.
+
+    Args:
+        lines: is told where the value stands.
+        where: that is there; in a mistake, by default, the path.
+    """
     here: Any = values
     place = _place(path)
     for depth, part in enumerate(place):
         dotted = ".".join(map(str, place[:depth]))
         if isinstance(here, list):
             if not isinstance(part, int) or part > len(here):
-                return f"{dotted} is a list of {len(here)}, which has no {part!r}"
+                found = f"{dotted} is a list of {len(here)}, which has no {part!r}"
+                mend = f"its items have numbers from 0 on; `{dotted}.{len(here)}` adds one"
+                return Mistake(where or path, found, mend=mend)
             if part == len(here):
                 here.append(None)
         elif isinstance(here, dict):
             part = str(part)
             here.setdefault(part, None)
         else:
-            return f"{dotted} is {shown(here)}, which has no fields"
+            found = f"{dotted} is {shown(here)}, which has no fields"
+            return Mistake(where or path, found, mend=f"set it as a whole: {dotted}=VALUE")
         if depth == len(place) - 1 or here[part] is None:
             lines[place[: depth + 1]] = where
         if depth == len(place) - 1:
@@ -138,7 +147,7 @@ def put(values: dict[str, Any], path: str, value: Any, lines: dict[Place, str], 
         else:
             here[part] = _container(here[part], place[0], place[depth + 1])
             here = here[part]
-    return ""
+    return None
 
 
 def _place(path: str) -> Place:
@@ -169,7 +178,7 @@ def _text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise UsageError(Mistake(f"{path}:{line}", f"byte 0x{error.object[error.start]:02x}", "UTF-8")) from error
     except OSError as error:
-        raise UsageError(Mistake(str(path), f"it cannot be read: {error.strerror}")) from error
+        raise UsageError(Mistake(str(path), f"it cannot be read: {error.strerror}", "a file that can be")) from error
     if not text.strip():
         raise UsageError(Mistake(str(path), "an empty file", "a mapping with model, task and data"))
     return text
@@ -233,7 +242,7 @@ def _walk(
 ) -> None:
     """Note the line of every key and item; report keys that are there twice and values that hold themselves."""
     if id(node) in above:
-        raise yaml.MarkedYAMLError(problem="a value that holds itself", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(problem=_ITSELF, problem_mark=node.start_mark)
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):

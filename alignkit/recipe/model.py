@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     InstanceOf,
-    PositiveInt,
     PrivateAttr,
     ValidationError,
     ValidationInfo,
@@ -23,46 +22,34 @@ from pydantic import (
 from alignkit.catalogue import Catalogue, default_catalogue
 from alignkit.components import (
     Adversary,
-    Attack,
     Augmenter,
     Averager,
     Component,
     Constraint,
     Control,
-    Evaluator,
     Filter,
     Fusion,
     Objective,
     Task,
     Updater,
 )
-from alignkit.data.source import Data, Source
-from alignkit.errors import Mistake, closest
-from alignkit.models.adapters import Method
+from alignkit.data.source import Data
+from alignkit.errors import Mistake
+from alignkit.models.adapters import Peft
 from alignkit.models.location import resolve
 from alignkit.models.scratch import Scratch
 from alignkit.recipe import file, training, written
-from alignkit.recipe.errors import (
-    Place,
-    Problem,
-    Problems,
-    line_of,
-    locate,
-    problems_of,
-    raised,
-    shown,
-    sound_items,
-)
-from alignkit.recipe.parts import Making, each, every, make, with_views
+from alignkit.recipe.errors import Place, Problem, Problems, line_of, locate, problems_of, raised, shown, sound_items
+from alignkit.recipe.evaluation import Evaluation
+from alignkit.recipe.known import known_of, problems_in
+from alignkit.recipe.parts import Making, each, every, make, making_of
+from alignkit.recipe.training import EarlyStopping
 from alignkit.recipe.tuning import Tune
-from alignkit.sections import note, partly
+from alignkit.sections import note
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from alignkit.models import Peft
-
-_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 COMPONENTS = {
     "filters": "filter",
     "augmenters": "augmenter",
@@ -73,58 +60,6 @@ COMPONENTS = {
     "updater": "updater",
 }
 """The fields that hold components which hook into the run, in recipe order, and their kinds."""
-
-
-class EarlyStopping(BaseModel):
-    """Stop when the validation split no longer gets better, and keep the best checkpoint."""
-
-    model_config = _CONFIG
-
-    patience: PositiveInt
-    """Evaluations without an improvement."""
-    metric: str | None = None
-    """What is looked at; by default the task's own metric."""
-
-
-class Evaluation(BaseModel):
-    """What is measured beside the clean splits."""
-
-    model_config = _CONFIG
-
-    under: list[InstanceOf[Augmenter]] = []
-    """Augmenters: the test split as each of them rewrites it."""
-    gaps: list[InstanceOf[Component]] = []
-    """Components with `views`: the difference between an example and its view. The name of one of the recipe's own
-    constraints or updaters, or a component that takes no part in training."""
-    attacks: list[InstanceOf[Attack]] = []
-    """Attacks on the test split (the validation split where there is no test): what breaks, before and after."""
-    evaluators: list[InstanceOf[Evaluator]] = []
-    """What the task's own metrics do not say, before and after: refusals, calibration, bias …"""
-    replicates: PositiveInt = 10_000
-    """Resamples of a bootstrap interval."""
-
-    @field_validator("under", mode="before")
-    @classmethod
-    def _under(cls, value: Any, info: ValidationInfo) -> Any:
-        return every("augmenter", value, _making(info), {})
-
-    @field_validator("attacks", mode="before")
-    @classmethod
-    def _attacks(cls, value: Any, info: ValidationInfo) -> Any:
-        return every("attack", value, _making(info), {})
-
-    @field_validator("evaluators", mode="before")
-    @classmethod
-    def _evaluators(cls, value: Any, info: ValidationInfo) -> Any:
-        return every("evaluator", value, _making(info), {})
-
-    @field_validator("gaps", mode="before")
-    @classmethod
-    def _gaps(cls, value: Any, info: ValidationInfo) -> Any:
-        making = _making(info)
-        return each(value, lambda item: with_views(item, making))
-
-    _note = field_validator("*")(note)
 
 
 class Recipe(BaseModel):
@@ -142,7 +77,7 @@ class Recipe(BaseModel):
         42
     """
 
-    model_config = _CONFIG
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     plugins: list[str] = []
     """Local plugin files: trusted code, run as it is, never fetched."""
@@ -172,7 +107,7 @@ class Recipe(BaseModel):
     """What controls the finished model's answers when it is asked; training and evaluation do without."""
     evaluation: Evaluation = Evaluation()
     """What is measured beside the clean splits."""
-    peft: Any = None  # Any: its class is imported when a recipe has one
+    peft: Peft | None = None
     """A parameter-efficient method: {method: lora, r: 16}; all weights are trained where it is missing."""
     freeze: list[str] = []
     """Parts of the model that are not trained: embeddings, layers.0-3, or patterns of parameter names."""
@@ -243,9 +178,10 @@ class Recipe(BaseModel):
         try:
             self.__pydantic_validator__.validate_python(fields, self_instance=self, context=making)
         except ValidationError as error:
-            problems, items = [_placed(p) for p in problems_of(error, fields, _known, _describe)], sound_items(error)
+            problems, items = problems_in(Recipe, error, fields), sound_items(error)
         if problems or mistakes:
-            known = _known_of(fields, making, [*(p.place for p in problems), *(place for place, _ in mistakes)], items)
+            wrong = [*(problem.place for problem in problems), *(place for place, _ in mistakes)]
+            known = known_of(Recipe, fields, making, wrong, items)
             known._settle(fields, making, lines, root)
             raise raised(problems, [mistake for _, mistake in mistakes], lines, root, known)
         self._settle(fields, making, lines, root)
@@ -260,7 +196,7 @@ class Recipe(BaseModel):
     @field_validator("plugins")
     @classmethod
     def _plugins(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        making = _making(info)
+        making = making_of(info)
         each(value, lambda path: making.catalogue.load_file(making.base / Path(path).expanduser()))
         making.lacks_plugins = False
         return value
@@ -286,36 +222,28 @@ class Recipe(BaseModel):
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None and info.field_name == "objective":
             value = info.data["task"].default_objective() if "task" in info.data else "alignkit/supervised"
-        return make(str(info.field_name), value, _making(info))
+        return make(str(info.field_name), value, making_of(info))
 
     @field_validator("filters", "augmenters", "constraints", mode="before")
     @classmethod
     def _several(cls, value: Any, info: ValidationInfo) -> Any:
-        return every(COMPONENTS[str(info.field_name)], value, _making(info), _making(info).names)
+        return every(COMPONENTS[str(info.field_name)], value, making_of(info), making_of(info).names)
 
     @field_validator("controls", mode="before")
     @classmethod
     def _controls(cls, value: Any, info: ValidationInfo) -> Any:
-        return every("control", value, _making(info), {})
+        return every("control", value, making_of(info), {})
 
     @field_validator("adversary", "averaging", "fusion", "updater", mode="before")
     @classmethod
     def _one(cls, value: Any, info: ValidationInfo) -> Any:
         kind = COMPONENTS[str(info.field_name)]
-        return None if value is None else make(kind, value, _making(info), _making(info).names)
+        return None if value is None else make(kind, value, making_of(info), making_of(info).names)
 
     @field_validator("peft", mode="before")
     @classmethod
-    def _peft(cls, value: Any) -> Peft | None:
-        from alignkit.models import Peft
-
-        if value is None or isinstance(value, Peft):
-            return value
-        given = {"method": value} if isinstance(value, str) else value
-        try:
-            return Peft.model_validate(given)
-        except ValidationError as error:
-            raise Problems(problems_of(error, given, lambda _: Peft.model_fields, lambda _: "")) from error
+    def _peft(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
 
     @field_validator("early_stopping")
     @classmethod
@@ -413,7 +341,7 @@ class Recipe(BaseModel):
         """
         fields = written.plain(self._given, self._catalogue, self._base)
         put = ((path, file.put(fields, path, value, {})) for path, value in values.items())
-        wrong: file.Placed = [((path.partition(".")[0],), Mistake(path, found)) for path, found in put if found]
+        wrong: file.Placed = [((path.partition(".")[0],), found) for path, found in put if found]
         recipe = Recipe.__new__(Recipe)
         recipe._validate(fields, self._base, {}, wrong, "", strict=False)
         return recipe
@@ -463,71 +391,3 @@ class Recipe(BaseModel):
 
     def __repr__(self) -> str:
         return f"Recipe(model={str(self.model)!r}, task={self.task.name!r}, {len(self.components())} components)"
-
-
-_FIRST = {"data": "train", "early_stopping": "patience"}
-"""Sections and what is meant where one is given as a single value."""
-
-
-def _known_of(
-    given: Mapping[str, Any], making: Making, wrong: Collection[Place], items: Mapping[Place, list[Any]]
-) -> Recipe:
-    """What is known of a recipe with mistakes.
-
-    Args:
-        wrong: where they are.
-        items: of lists with mistakes in them the other items.
-    """
-    doubtful = _meant([place[0] for place in wrong if place], Recipe)
-    whole: dict[str, Any] = {name: items[name,] for name in ("controls",) if (name,) in items}
-    sections: dict[str, type[BaseModel]] = {"data": Data, "evaluation": Evaluation}
-    for name in doubtful & set(sections):
-        inside = [place[1] for place in wrong if place[0] == name and len(place) > 1]
-        if inside and isinstance(given.get(name), Mapping):
-            own = {str(place[1]): found for place, found in items.items() if place[0] == name}
-            amiss = _meant(inside, sections[name])
-            whole[name] = partly(sections[name], given[name], making.sound, amiss, own)
-    known = partly(Recipe, given, making.sound, doubtful, whole)
-    known._made = [component for component in making.names.values() if component is not None]
-    return known
-
-
-def _meant(named: Iterable[str | int], section: type[BaseModel]) -> set[str]:
-    """The fields that are named, or may have been meant."""
-    found = {guess for name in named if (guess := closest(str(name), section.model_fields))}
-    return found | ({"training"} if section is Recipe and any(training.meant(str(name)) for name in named) else set())
-
-
-def _making(info: ValidationInfo) -> Making:
-    """What the validators of one recipe share; a section made by itself has nobody to share with."""
-    return info.context if isinstance(info.context, Making) else Making(Path.cwd(), default_catalogue())
-
-
-def _known(place: Place) -> Iterable[str]:
-    """The names of the fields at a place of the recipe."""
-    section = place[0] if place else None
-    if section == "data":
-        return Data.model_fields if len(place) == 1 else Source.model_fields
-    if section == "evaluation":
-        return Evaluation.model_fields
-    if section == "tune":
-        return Tune.model_fields
-    return EarlyStopping.model_fields if section == "early_stopping" else Recipe.model_fields
-
-
-def _placed(problem: Problem) -> Problem:
-    """A field at the top that belongs into a section; a section that is written as if it were one field of it."""
-    name = str(problem.place[0]) if len(problem.place) == 1 else ""
-    if problem.found.startswith("unknown field") and (argument := training.meant(name)):
-        mend = f"write it under `training:`, as `training.{argument}`"
-        return replace(problem, mend=mend if argument == name else f"did you mean `training.{argument}`?")
-    if problem.found.startswith("unknown field") and name in get_args(Method):
-        return replace(problem, mend=f"write `peft: {name}`")
-    if problem.expected == "a mapping" and name in _FIRST and problem.found[-1] not in "]}":
-        return replace(problem, mend=f"write {{{_FIRST[name]}: {problem.found}}}")
-    return problem
-
-
-def _describe(place: Place) -> str:
-    info = Recipe.model_fields.get(str(place[0])) if len(place) == 1 else None
-    return (info.description or "") if info else ""

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import ValidationError, ValidationInfo
 from pydantic_core import to_jsonable_python
 
-from alignkit.catalogue import Catalogue, Entry
+from alignkit.catalogue import Catalogue, Entry, default_catalogue
 from alignkit.components import Component, component_name
 from alignkit.errors import Mistake, PluginError, UsageError
 from alignkit.recipe.errors import Place, Problem, Problems, problems_of, shown
@@ -38,6 +38,11 @@ class Making:
     """The fields that were found valid."""
     lacks_plugins: bool = False
     """A plugin file could not be loaded: a name that is not known may be of something in it."""
+
+
+def making_of(info: ValidationInfo) -> Making:
+    """What the validators of one recipe share; a section made by itself has nobody to share with."""
+    return info.context if isinstance(info.context, Making) else Making(Path.cwd(), default_catalogue())
 
 
 def make(kind: str, value: Any, making: Making, names: dict[str, Component | None] | None = None) -> Component:
@@ -83,7 +88,7 @@ def _no_name(kind: str, value: Any, making: Making) -> Problem:
     article = "an" if kind[0] in "aeiou" else "a"
     expected = f"the name of {article} {kind}, or {{use: NAME, ...}}"
     if isinstance(value, list):
-        return Problem((), shown(value), f"{expected}: there can be one")
+        return Problem((), shown(value), expected, "there can be one: leave the others out")
     first = next(iter(value), None) if isinstance(value, Mapping) else None
     return Problem(
         (), shown(value), expected, f"write {{use: {first}, …}}" if first in making.catalogue.entries()[kind] else ""
@@ -146,7 +151,8 @@ def with_views(item: Any, making: Making) -> Component:
         updaters = making.catalogue.entries()["updater"]
         component = make("updater" if use in updaters else "constraint", item, making)
     if "views" not in component.hook_points:
-        raise Problems([Problem((), f"{component.name} makes no views of an example", "a component that does")])
+        expected = "a component that does, such as counterfactual"
+        raise Problems([Problem((), f"{component.name} makes no views of an example", expected)])
     return component
 
 

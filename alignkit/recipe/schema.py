@@ -29,7 +29,6 @@ def schema(recipe: type[BaseModel]) -> dict[str, Any]:
     """The schema of a recipe file. Imports every registered component; broken ones are left out."""
     from alignkit.data.source import Data
     from alignkit.models import Peft, Scratch
-    from alignkit.recipe.model import EarlyStopping
     from alignkit.recipe.tuning import Tune
 
     catalogue = default_catalogue()
@@ -51,7 +50,7 @@ def schema(recipe: type[BaseModel]) -> dict[str, Any]:
     properties["evaluation"] |= _evaluation()
     properties["data"] |= _data(Data, definitions)
     properties["peft"] |= {"anyOf": [{"type": "string"}, _model(Peft, "peft", definitions)]}
-    properties["early_stopping"] |= _model(EarlyStopping, "early_stopping", definitions)
+    properties["early_stopping"] |= _model(training.EarlyStopping, "early_stopping", definitions)
     properties["training"] |= _training(definitions)
     properties["tune"] |= _model(Tune, "tune", definitions)
     properties["base"] = {"type": "string", "description": "The folder that relative paths are relative to."}
@@ -136,7 +135,7 @@ def _data(data: type[BaseModel], definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation() -> dict[str, Any]:
-    from alignkit.recipe.model import Evaluation
+    from alignkit.recipe.evaluation import Evaluation
 
     described = {name: {"description": info.description} for name, info in Evaluation.model_fields.items()}
     views = {"anyOf": [{"type": "string"}, _reference("constraint"), _reference("updater")]}

@@ -1,4 +1,4 @@
-"""The `training:` section: any field of transformers.TrainingArguments, checked before anything is loaded."""
+"""The sections `training:`, any field of transformers.TrainingArguments, and `early_stopping:`, before any loading."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
 from alignkit.errors import nearest
 from alignkit.recipe.errors import Problem, problems_of, shown
@@ -32,13 +32,13 @@ split `eval_strategy` is `no`; where a recipe sets `eval_strategy`, saving follo
 OURS = {
     "output_dir": "write `output:` at the top of the recipe",
     "seed": "write `seed:` at the top of the recipe",
-    "data_seed": "the recipe's `seed:` is used for the data too",
-    "remove_unused_columns": "alignkit keeps the columns that components read out of the model itself",
+    "data_seed": "take it out: the recipe's `seed:` is used for the data, too",
+    "remove_unused_columns": "take it out: columns that only components read do not reach the model",
     "load_best_model_at_end": "write `early_stopping:` at the top of the recipe",
     "resume_from_checkpoint": "run `alignkit train RECIPE --resume`",
-    "do_train": "the command says what is done",
-    "do_eval": "the command says what is done",
-    "do_predict": "the command says what is done",
+    "do_train": "take it out: the command says what is done",
+    "do_eval": "take it out: the command says what is done",
+    "do_predict": "take it out: the command says what is done",
 }
 """Arguments that alignkit sets itself, and what to do instead."""
 
@@ -51,6 +51,17 @@ AT_LEAST = {
     "num_train_epochs": 0,
 }
 """What TrainingArguments takes without a word and training then fails at."""
+
+
+class EarlyStopping(BaseModel):
+    """Stop when the validation split no longer gets better, and keep the best checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    patience: PositiveInt
+    """Evaluations without an improvement."""
+    metric: str | None = None
+    """What is looked at; by default the task's own metric."""
 
 
 @cache
@@ -121,7 +132,7 @@ def _initials(name: str) -> str:
 
 def _nearest(name: str) -> str:
     guess = nearest(name, hints())
-    return guess if guess.startswith("did") else "it is no field of transformers.TrainingArguments"
+    return guess if guess.startswith("did") else "name a field of transformers.TrainingArguments, or take it out"
 
 
 def _value(value: Any, hint: Any) -> tuple[Any, list[Problem]]:

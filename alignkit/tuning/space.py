@@ -13,7 +13,7 @@ from alignkit.data.load import load
 from alignkit.errors import Mistake, UsageError, nearest
 from alignkit.evaluation.score import measure
 from alignkit.evaluation.table import better_direction
-from alignkit.plan import plan_of
+from alignkit.preflight import plan_of
 from alignkit.recipe.errors import shown
 from alignkit.recipe.tuning import Choices, Range, Tune, label
 

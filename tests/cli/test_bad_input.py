@@ -94,6 +94,15 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"peft": {"method": "lora", "target_modules": ["q_proj"]}},
         ["peft.target_modules", "no module 'q_proj'", "query"],
     ),
+    "an adapter's module beside a field that is not there": (
+        {"peft": {"method": "lora", "rr": 8, "alpha": 0, "target_modules": ["quary"], "modules_to_save": "no"}},
+        [
+            "peft.rr: unknown field 'rr'; did you mean 'r'?",
+            "peft.alpha: 0; expected a number greater than 0",
+            "peft.modules_to_save: 'no'; expected a list",
+            "peft.target_modules: no module 'quary'; did you mean 'query'?",
+        ],
+    ),
     "early stopping without validation": (
         {"early_stopping": {"patience": 1}, "data": {"train": "train.conll"}},
         ["early_stopping", "no validation split", "data.validation"],

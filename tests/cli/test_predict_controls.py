@@ -143,6 +143,11 @@ def test_a_run_that_is_moved_is_controlled_as_before(language_model: Path, tmp_p
             "control refusal-policy is not on; expected a control that is; name it: --control refusal-policy",
         ),
         (["--control", "forbidden-phrases"], "phrases"),
+        (
+            ["--set", "refusal-policy.name=mine", "--set", "refusal-policy.use=vocabulary"],
+            "--set refusal-policy.name=mine: a control keeps its name, by which a run finds the files that it keeps "
+            "for it; expected a field of refusal-policy; take it out",
+        ),
     ],
 )
 def test_mistakes_name_the_option(run: Path, options: list[str], said: str, alignkit_cli: Cli) -> None:

@@ -32,7 +32,7 @@ from alignkit.data.load import load as load_data
 from alignkit.data.source import Data, Source
 from alignkit.hookspecs import HOOK_POINTS, KINDS, Run
 from alignkit.models import Peft
-from alignkit.plan import plan_of
+from alignkit.preflight import plan_of
 from alignkit.recipe import RECIPE_DEFAULTS, EarlyStopping, Evaluation, Recipe
 from alignkit.recipe.file import parse
 from alignkit.step import TrainingStep

@@ -13,7 +13,8 @@ from torch.nn.functional import kl_div
 
 from alignkit.compose import Composition
 from alignkit.models import facts
-from alignkit.plan import Setting, make_plan, plan_of
+from alignkit.plan import Setting, make_plan
+from alignkit.preflight import plan_of
 from alignkit.recipe import Recipe
 from alignkit.tasks.chat import Chat
 from alignkit.tasks.stock import StockTask

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from alignkit import hookspecs
-from alignkit.components import Component, Objective, Task, Term, Weight, component_name
+from alignkit.components import Component, Objective, Task, Term, Weight
 from alignkit.errors import AlignkitError, Mistake, PluginError, UsageError
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ SINGLE = ("rehearse", "attack", "average", "fuse", "combine_outputs", "consolida
 
 
 def name_apart(components: Sequence[Component]) -> None:
-    """Give each its class's name where nobody named it, and of those with one name all but the first a number."""
+    """Give of those with one name all but the first a number."""
     taken: set[str] = set()
     for component in components:
-        stem = name = getattr(component, "name", None) or component_name(type(component))
+        stem = name = component.name
         while name in taken:
             name = f"{stem}-{sum(t.startswith(stem) for t in taken) + 1}"
         taken.add(name)
@@ -54,7 +54,7 @@ class Composition:
             raise UsageError(*mistakes)
         self.task = task
         self.objective = objective if objective is not None else task.default_objective()
-        self._name_components()
+        name_apart(self.components)
         self._pm = pluggy.PluginManager(hookspecs.PROJECT)
         self._pm.add_hookspecs(hookspecs.Run)
         for component in reversed(self.components):  # pluggy asks the last registered first
@@ -69,11 +69,6 @@ class Composition:
                 raise UsageError(
                     Mistake("", f"{names} both implement {point}", "one component that does", "take one of them out")
                 )
-
-    def _name_components(self) -> None:
-        for plain in (self.task, self.objective):
-            plain.name = getattr(plain, "name", None) or component_name(type(plain))
-        name_apart(self.components)
 
     def __getitem__(self, name: str) -> Component:
         return next(c for c in self.components if c.name == name)
@@ -138,9 +133,10 @@ class Composition:
     def counts(self, task: Task, inputs: Mapping[str, Any]) -> dict[str, int]:
         """Everything that a mean may be over in this micro-batch: the task's units and the components' own."""
         batch: Batch = {k: v for k, v in inputs.items() if k not in ("views", "columns", "index")}
-        found = dict(task.counts(batch))
+        of_task = task.counts(batch)
+        found = dict(of_task)
         for component in self._counting:
-            own = component.counts(dict(inputs))
+            own = component.counts({**inputs, "counts": of_task})
             if clash := set(found) & set(own):
                 raise PluginError(f"{_describe(component)}: its count {sorted(clash)[0]!r} exists already")
             found |= own

@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +24,9 @@ IN_A_STEP = {"penalty", "attack", "adjust_gradients", "after_step"}
 def measure_costs(trainer: AlignTrainer, batches: int = 4, budget: float = 8.0) -> dict[str, float]:
     """Median milliseconds of a micro-batch: `plain`, with each component alone by name, and with `all` of them.
 
-    Forward and backward passes and `after_step`, without the optimizer's step. Runs after training: it leaves
-    gradients at zero, weights as they were and the global random state as it was. Empty where no component hooks into
-    the step.
+    Forward and backward passes and `after_step`, without the optimizer's step. Runs after training, in one process of
+    several: it leaves gradients at zero, weights as they were and the global random state as it was. Empty where no
+    component hooks into the step.
 
     Args:
         batches: micro-batches to measure on, at most.
@@ -50,19 +51,16 @@ def measure_costs(trainer: AlignTrainer, batches: int = 4, budget: float = 8.0) 
 
 
 def _time(trainer: AlignTrainer, composition: Composition, inputs: Any) -> float:
-    context, whole = trainer.context, trainer.context.composition
+    # other processes do not measure: nobody would answer one that asks for their mean
+    context = replace(trainer.context, composition=composition, mean_over_processes=lambda mean: mean, processes=1)
     trainer.model.train()
     _synchronize()
     start = time.perf_counter()
-    context.composition = composition
-    try:
-        step = TrainingStep(context, trainer.model, inputs, progress=1.0)  # what begins late has begun
-        for loss in composition.attack(step):
-            with trainer.compute_loss_context_manager():
-                loss.backward()
-        composition.after_step(step)
-    finally:
-        context.composition = whole
+    step = TrainingStep(context, trainer.model, inputs, progress=1.0)  # what begins late has begun
+    for loss in composition.attack(step):
+        with trainer.compute_loss_context_manager():
+            loss.backward()
+    composition.after_step(step)
     _synchronize()
     trainer.model.zero_grad(set_to_none=True)
     return time.perf_counter() - start

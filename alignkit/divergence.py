@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 
@@ -36,3 +39,35 @@ def symmetric_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
         [N].
     """
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).flatten(1).sum(1)
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2: symmetric, at most ln 2 per distribution.
+
+    Args:
+        log_p: [N, ..., V] log-probabilities, normalised over V.
+        log_q: [N, ..., V].
+
+    Returns:
+        [N], in nats.
+    """
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (kl(log_p, log_m) + kl(log_q, log_m)) / 2
+
+
+def reference_divergence(log_theta: Tensor, log_reference: Tensor, direction: str) -> Tensor:
+    """How far a model's predictions are from its reference's.
+
+    Args:
+        log_theta: [N, ..., V] log-probabilities of the model in training.
+        log_reference: [N, ..., V] log-probabilities of the reference.
+        direction: `forward` is KL(p_ref || p_theta), `reverse` is KL(p_theta || p_ref), `js` Jensen-Shannon.
+
+    Returns:
+        [N], in nats.
+    """
+    if direction == "forward":
+        return kl(log_reference, log_theta)
+    if direction == "reverse":
+        return kl(log_theta, log_reference)
+    return jensen_shannon(log_theta, log_reference)

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,18 +43,13 @@ def keep(recipe: Recipe, folder: Path) -> None:
         write_json(folder / CONTROLS / FILES, noted)
 
 
-def controls_of(recipe: Recipe, folder: Path, given: Collection[str] = ()) -> list[Control]:
-    """The controls of a run's recipe; fields that say what they said when it was trained name what the run kept.
-
-    Args:
-        given: fields that were set since, as `refusal-policy.phrases`: those name what they say.
-    """
+def controls_of(recipe: Recipe, folder: Path) -> list[Control]:
+    """The controls of a run's recipe; fields that say what they said when it was trained name what the run kept."""
     noted, found = _noted(folder), []
     for control in recipe.controls:
         own = copy.copy(control)
         for place, path in _paths(control):
-            name = f"{control.name}.{place}"
-            known = {} if any(f"{name}.".startswith(f"{field}.") for field in given) else noted.get(name, {})
+            known = noted.get(f"{control.name}.{place}", {})
             if _is_of(known, path, recipe):
                 _put(own, place, _found(path, known, folder))
         found.append(own)

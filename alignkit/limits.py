@@ -18,6 +18,11 @@ TOLERANCE = 0.1
 """Share of a limit by which a mean may be above it."""
 
 
+def called_bounds(composition: Composition) -> dict[str, tuple[str, float]]:
+    """`bounds`, each with what it is called: a `limit`, a `target`."""
+    return {name: (composition.weights[name].bound_field, bound) for name, bound in bounds(composition).items()}
+
+
 def bounds(composition: Composition) -> dict[str, float]:
     """What penalties are held at, by the name of their component."""
     return {name: weight.bound for name, weight in composition.weights.items() if weight.bound is not None}
@@ -82,25 +87,28 @@ def unmet(
         mean = sum(last) / len(last)
         if mean > weight.bound * (1 + TOLERANCE):
             found.append(
-                f"{name}: {mean:.3g} on average over the last quarter of training, above its limit of "
-                f"{weight.bound:g}; {_reason(weight, [cost for _, cost in costs], (floors or {}).get(name, 0.0))}"
+                f"{name}: {mean:.3g} on average over the last quarter of training, above its {weight.bound_field} of "
+                f"{weight.bound:g}; {_reason(weight, costs, (floors or {}).get(name, 0.0))}"
             )
     return found
 
 
-def _reason(weight: Weight, costs: Sequence[float], floor: float) -> str:
+def _reason(weight: Weight, costs: Sequence[tuple[int, float]], floor: float) -> str:
+    """Why costs, each with its step, stayed above the weight's bound."""
     assert weight.bound is not None
     if floor > weight.bound:
         return (
-            f"dropout alone made {floor:.2g} of it in the first step, before anything was learnt: raise `limit` above "
-            "that, or turn dropout off (`head: {hidden_dropout_prob: 0.0}`; the name is the model config's)"
+            f"dropout alone made {floor:.2g} of it in the first step, before anything was learnt: raise "
+            f"`{weight.bound_field}` above that, or turn dropout off "
+            "(`head: {hidden_dropout_prob: 0.0}`; the name is the model config's)"
         )
-    if weight.exhausted:
-        return "its weight is at its maximum, and no larger one would have met the limit: raise `limit`"
-    if min(costs) > weight.bound:
+    long_enough = costs[-1][0] >= weight.settled
+    if long_enough and weight.exhausted:
+        return f"its weight is at its maximum, and no larger one would have met the limit: raise `{weight.bound_field}`"
+    if long_enough and min(cost for _, cost in costs) > weight.bound:
         return (
             "it never was below: the limit may be less than what the model can reach, or than what its dropout makes "
-            "of it; raise `limit`, or turn dropout off"
+            f"of it; raise `{weight.bound_field}`, or turn dropout off"
         )
     return (
         "the training was too short for its weight to find its value, or its learning rate fell too soon: train longer"

@@ -21,6 +21,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        """[2]: of the terms as they are, and times their weights, which may move from step to step."""
         self._counts: dict[str, int] = {}
         self.weights: dict[str, float] = {}
         """Each term's weight as last seen."""
@@ -31,7 +32,8 @@ class Meter:
     def add(self, step: TrainingStep) -> None:
         for name, term in step.terms.items():
             value = term.mean.float() * term.count if term.count else term.mean.new_zeros((), dtype=torch.float32)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            both = torch.stack([value, value * term.weight])
+            self._sums[name] = self._sums[name] + both if name in self._sums else both
             self._counts[name] = self._counts.get(name, 0) + term.count
             self.weights[name] = term.weight
 
@@ -41,11 +43,20 @@ class Meter:
         Args:
             reduce: sums a tensor over processes, where there are several.
         """
+        return self.take_weighted(reduce)[0]
+
+    def take_weighted(
+        self, reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """As `take`, the means, and those of the terms times their weights."""
         names = list(self._sums)
         if not names:
-            return {}
+            return {}, {}
         counts = torch.tensor([float(self._counts[n]) for n in names], device=self._sums[names[0]].device)
-        both = torch.stack([torch.stack([self._sums[n] for n in names]), counts]).double()
-        sums, counts = (reduce(both) if reduce is not None else both).tolist()
+        found = torch.cat([torch.stack([self._sums[n] for n in names], dim=1), counts[None]]).double()
+        plain, weighted, counts = (reduce(found) if reduce is not None else found).tolist()
         self._sums, self._counts = {}, {}
-        return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c}
+        means, products = (
+            {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c} for sums in (plain, weighted)
+        )
+        return means, products

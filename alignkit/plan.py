@@ -61,11 +61,14 @@ class Setting:
     accumulation: int = 1
     batch_size: int | None = None
     """Rows of a micro-batch; None: not known."""
+    steps: int | None = None
+    """Optimizer steps, as `max_steps` says; None: they follow from the data."""
     reentrant_checkpointing: bool = False
     validation: bool = True
     """There is a validation split."""
     examples: Sequence[Example] = ()
-    """The training split, where the data has been read; before that, the task may not know its labels."""
+    """The training split, where the data has been read, with the columns that filters write; before that, the task may
+    not know its labels."""
     dropout: bool | None = None
     """The model, or its adapter, has a dropout probability above 0; None: not known."""
     tokenizer: Callable[[], Any] | None = None
@@ -161,7 +164,7 @@ def predicted(composition: Composition, setting: Setting, controls: Sequence[Con
     rows += [replace(_row(control, 0.0), needs=()) for control in controls]
     per_loss = 1.0 + sum(backwards.values())
     extra = sum(float(c.forwards) for c in (composition.objective, *composition.components))
-    extra += FORWARD if composition.needs_reference else 0.0
+    extra += FORWARD * _asked_of_the_reference(composition, examples)
     factor = composition.passes * per_loss + extra / STEP
     anchored = {c.name for c in composition.components if isinstance(c, Constraint) and c.anchored(setting)}
     return Plan(rows, composition.passes, factor, list(_notes(composition, setting, growth, controls)), anchored)
@@ -179,7 +182,7 @@ def conflicts(composition: Composition, setting: Setting) -> Iterator[Callable[[
 
 
 def _of_another_task(setting: Setting) -> Iterator[Mistake]:
-    objective, task = setting.objective, getattr(setting.task, "name", setting.task.kind)
+    objective, task = setting.objective, setting.task.name
     if objective.tasks and task not in objective.tasks:
         known = " or ".join(objective.tasks)
         mend = "name one of these as `task:`, or take the objective out, so that the task's own is used"
@@ -238,14 +241,21 @@ def _share_with_views(component: Component, examples: Sequence[Example]) -> floa
     return sum(bool(make(example)) for example in examples) / len(examples)
 
 
+def _asked_of_the_reference(composition: Composition, examples: Sequence[Example]) -> float:
+    """The reference's forward passes per step: one that all share, and one over each component's own views."""
+    asking = [c for c in (composition.objective, *composition.components) if c.reference]
+    on_views = [c for c in asking if "views" in c.hook_points]
+    return float(len(asking) > len(on_views)) + sum(_share_with_views(c, examples) for c in on_views)
+
+
 def _row(component: Component, backwards: float) -> Row:
     does = inspect.cleandoc(type(component).__doc__ or "").split("\n\n")[0].replace("\n", " ")
     needs = []
     if component.reference:
-        needs.append("reference outputs once per step")
+        needs.append("reference outputs, once per step at most")
     if component.perturbs:
         needs.append("gradients for the embeddings' output")
-    if "views" in component.hook_points:
+    if "views" in component.hook_points and component.makes_views:
         needs.append("a second version of each example")
     if component.columns:
         needs.append("columns " + ", ".join(component.columns))

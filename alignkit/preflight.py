@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from alignkit import models
 from alignkit.components import Task
 from alignkit.compose import Composition
+from alignkit.data import prepare
 from alignkit.errors import Mistake, UsageError
 from alignkit.findings import UNSETTLED, Findings, Unsettled
+from alignkit.models.likeness import unlike
 from alignkit.plan import Plan, Setting, conflicts, predicted
 
 if TYPE_CHECKING:
     from alignkit.components import Component
     from alignkit.data import Example
+    from alignkit.models import Peft
     from alignkit.recipe import Recipe
 
 Questions = Iterator[Callable[[], Iterable[Mistake]]]
@@ -69,7 +72,7 @@ class _Known:
         self.recipe, self.examples, self.findings = recipe, examples, findings
         self.source = findings.once(lambda: recipe.source(make=self.sound))
         self.facts = findings.once(lambda: models.facts(self.source(), recipe.task))
-        self.tokenizer = findings.once(lambda: models.load_tokenizer(self.source(), self.task()))
+        self.tokenizer = findings.once(lambda: models.load_tokenizer(self.source(), self.task(), self.peft()))
         self.objective = findings.ask(lambda: recipe.objective)
         self.composition = findings.once(self._composed)
 
@@ -87,6 +90,11 @@ class _Known:
             self.facts()  # by which it knows the model
         return self.recipe.task
 
+    def peft(self) -> Peft | None:
+        """The recipe's, where nothing is wrong with it."""
+        found = self.findings.ask(lambda: self.recipe.peft)
+        return None if found is UNSETTLED else found
+
     def fresh_head(self) -> bool:
         if not self.facts().fresh_head:
             self.examples()  # hangs on them: without its labels, a task takes any head of its kind for its own
@@ -102,6 +110,18 @@ class _Known:
         own = [v for name, v in recipe.head.items() if "drop" in name and isinstance(v, int | float)]
         given = any(value > 0 for value in [*own, recipe.peft.dropout if recipe.peft else 0.0])
         return given or self.facts().dropout
+
+    def marked(self) -> Sequence[Example]:
+        """The training split with the columns that filters write, which others read; other filters are not asked."""
+        writing = [component for component in self.recipe.filters if component.writes]
+        if not writing:
+            return self.examples()
+        if mistakes := list(prepare.written_over(writing, self.examples())):
+            raise UsageError(*mistakes)
+        kept, _ = prepare.filter_examples([(f.name, f.filter_examples) for f in writing], self.examples())
+        for component in writing:
+            component.reset()
+        return kept
 
     def checkpointing(self) -> Mapping[str, Any]:
         training = self.recipe.training
@@ -131,13 +151,14 @@ class _Known:
             "task": self.task,
             "components": recipe.components,
             "fresh_head": self.fresh_head,
-            "examples": self.examples,
+            "examples": self.marked,
             "dropout": self.dropout,
             "peft": lambda: recipe.peft.method if recipe.peft else None,
             "precision": lambda: next((name for name in ("fp16", "bf16") if recipe.training.get(name)), "fp32"),
             "reference": lambda: recipe.reference,
             "accumulation": lambda: int(recipe.training.get("gradient_accumulation_steps", 1)),
             "batch_size": lambda: int((RECIPE_DEFAULTS | recipe.training)["per_device_train_batch_size"]),
+            "steps": lambda: max(int(recipe.training.get("max_steps", 0)), 0) or None,
             "reentrant_checkpointing": lambda: bool(self.checkpointing().get("use_reentrant", False)),
             "validation": lambda: recipe.data.validation is not None,
             "seed": lambda: recipe.seed,
@@ -158,7 +179,7 @@ def _questions(known: _Known) -> Questions:
     recipe = known.recipe
     yield lambda: _unmergeable(recipe, known.composition())
     yield lambda: _unfusable(known)
-    yield lambda: _no_reference(known)
+    yield lambda: _unfit_reference(known)
     yield lambda: _unloadable(known)
     tokenizer = known.findings.ask(known.tokenizer)
     loaded = None if tokenizer is UNSETTLED else tokenizer
@@ -178,13 +199,34 @@ def _unloadable(known: _Known) -> Iterable[Mistake]:
     return ()
 
 
-def _no_reference(known: _Known) -> Iterator[Mistake]:
+def _unfit_reference(known: _Known) -> Iterator[Mistake]:
+    """A reference that is not there, that nothing looks at, or that cannot be compared with the model."""
     name = known.recipe.reference
+    if name is None:
+        return
+    where = f"reference {name!r}"
+    if known.findings.ask(lambda: _compares(known)) is False:
+        found = "neither the objective nor a component compares with it"
+        yield Mistake(where, found, "one that does, such as kl-reference", "take it out")
+        return
     try:
-        if name is not None:
-            models.resolve(name, known.recipe.base, known.sound)
+        folder = models.resolve(name, known.recipe.base, known.sound)
     except UsageError as error:
-        yield from (replace(mistake, where=f"reference {name!r}") for mistake in error.mistakes)
+        yield from (replace(mistake, where=where) for mistake in error.mistakes)
+        return
+    known.fresh_head()  # the task knows its labels then
+    distributions = any(component.reference for component in known.recipe.made())
+    yield from unlike(where, folder, known.task(), known.source(), known.tokenizer(), distributions)
+
+
+def _compares(known: _Known) -> bool:
+    """The objective or a component asks the reference; `Unsettled` where one that may could not be made."""
+    composition = known.composition()
+    if not composition.needs_reference:
+        known.recipe.components()
+        if known.objective is UNSETTLED:
+            raise Unsettled("objective")
+    return composition.needs_reference
 
 
 def _nothing_to_attack(known: _Known) -> Iterator[Mistake]:

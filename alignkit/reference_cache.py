@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from alignkit.tasks.padding import attended
-from alignkit.tasks.stock import IGNORED
+from alignkit.tasks.stock import scored_per_row
 
 if TYPE_CHECKING:
     from alignkit.components import Batch
@@ -66,7 +66,7 @@ class RowCache:
 
     def put(self, batch: Batch, values: Tensor) -> Tensor:
         """Keep [N, ...] values; gives them as `get` will."""
-        sizes = _sizes(batch, len(values))
+        sizes = scored_per_row(batch, len(values))
         stored = values.detach().to(self.dtype)
         for key, part in zip(row_keys(batch), stored.cpu().split(sizes), strict=True):
             if key not in self._new and key not in self._places:
@@ -148,16 +148,6 @@ def serves(batch: Batch) -> bool:
     """The batch's labels stand beside its token ids, so that a row's are found by what the model reads."""
     labels = batch.get("labels")
     return labels is not None and labels.numel() == batch["input_ids"].numel() and not labels.is_floating_point()
-
-
-def _sizes(batch: Batch, total: int) -> list[int]:
-    """Scored labels per row; nothing predicts a label at the first place, unless the task says otherwise."""
-    scored = batch["labels"] != IGNORED
-    sizes = scored.sum(1)
-    sizes = sizes if int(sizes.sum()) == total else sizes - scored[:, 0].long()
-    assert int(sizes.sum()) == total, f"{total} values for {int(sizes.sum())} labels"
-    found: list[int] = sizes.tolist()
-    return found
 
 
 def row_keys(batch: Batch) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import shutil
 import sys
@@ -268,6 +269,8 @@ def _encoded(
     if empty:
         found = "no row has anything to learn from or to score"
         raise UsageError(*(Mistake(f"data.{name}", found, "at least one row that does") for name in empty))
+    if prompted:
+        _refuse_too_long(encoded, tokenizer.model_max_length)
     updater = composition.updater
     if updater is not None and "rehearse" in updater.hook_points:
         import numpy
@@ -277,6 +280,16 @@ def _encoded(
             memory.dataset = encode(prepared.remembered, first=len(prepared.splits["train"]))
         encoded["train"] = updater.rehearse(encoded["train"], memory, numpy.random.default_rng(recipe.seed))
     return encoded
+
+
+def _refuse_too_long(encoded: Mapping[str, Any], limit: int) -> None:
+    """Rows of a task that does not go by the tokenizer's limit, which leaves room for a prompt's virtual tokens."""
+    mend = f"set the task's `maximum_length: {limit}`, or fewer `num_virtual_tokens` under `peft:`"
+    expected = f"{limit} at most, which is what the model and the virtual tokens before the text have room for"
+    longest = {name: max(dataset["length"]) for name, dataset in encoded.items()}
+    if too_long := [name for name, tokens in longest.items() if tokens > limit]:
+        found = (Mistake(f"data.{name}", f"a row of {longest[name]} tokens", expected, mend) for name in too_long)
+        raise UsageError(*found)
 
 
 def _remembered(task: Task, memory: Memory, splits: Mapping[str, list[Example]], updater: str) -> list[Example]:
@@ -313,7 +326,8 @@ def _trainer(
     stopping = recipe.early_stopping
     reference = None
     if recipe.reference is not None and composition.needs_reference:
-        reference, _ = models.load(models.resolve(recipe.reference, recipe.base), recipe.task)
+        task = copy.copy(recipe.task)  # which it must not give its labels to
+        reference, _ = models.load(models.resolve(recipe.reference, recipe.base), task)
     trainer = AlignTrainer(
         model=model,
         args=recipe.training_arguments(folder / CHECKPOINTS),
@@ -481,7 +495,7 @@ def _report(
         predicted=plan.factor,
         milliseconds=milliseconds,
         warnings=plan.notes,
-        bounds=limits.bounds(trainer.composition),
+        bounds=limits.called_bounds(trainer.composition),
         normalised=any(weight.normalises for weight in trainer.composition.weights.values()),
         attempts=rows["attempts"],
         seen=rows["seen"],

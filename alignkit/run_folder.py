@@ -138,6 +138,16 @@ def differing_fields(recipe: Recipe, file: Path) -> list[str]:
     return [name for name in names if name not in _NOT_COMPARED and mine.get(name) != theirs.get(name)]
 
 
+def read_of(run: Path) -> list[Path]:
+    """Files and folders that are read of a run, or of a model's folder: what its recipe names by path among them."""
+    if not (run / RECIPE).is_file():
+        return [run]
+    from alignkit.recipe import Recipe
+
+    named = [path for _, path in _read_by(Recipe.load(run / RECIPE))]
+    return [*(run / name for name in (RECIPE, MODEL, CONTROLS)), *named]
+
+
 def _read_by(recipe: Recipe) -> Iterator[tuple[str, Path]]:
     """(what it is, where it is) of everything that a recipe names by path."""
     from alignkit.components import Component

@@ -31,6 +31,7 @@ from transformers.utils import ModelOutput
 from alignkit import checkpoints
 from alignkit.components import Component, Objective, Task
 from alignkit.compose import Composition
+from alignkit.data import prepare
 from alignkit.data.collate import StepCollator, batch_rows, first_rows
 from alignkit.data.sampler import Replayed, SeededLengthGroupedSampler
 from alignkit.errors import Mistake, UsageError
@@ -368,14 +369,17 @@ class AlignTrainer(Trainer):
         """Stop before the optimizer sees a loss that is not finite; all processes agree."""
         bad = (~loss.detach().isfinite()).any()
         if self._anywhere(bad):
-            raise nonfinite_loss(step, here=bool(bad))
+            raise nonfinite_loss(step, here=bool(bad), kept=self._has_checkpoint())
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16 overflows are the scaler's business
         if not scaled and self._anywhere(~torch.as_tensor(norm).isfinite().all()):
-            raise nonfinite_gradient(model, self.state.global_step, self.step)
+            raise nonfinite_gradient(model, self.state.global_step, self.step, kept=self._has_checkpoint())
         return norm
+
+    def _has_checkpoint(self) -> bool:
+        return checkpoints.newest(self.args.output_dir) is not None
 
     def _anywhere(self, flag: Tensor) -> bool:
         if self.accelerator.num_processes > 1:
@@ -390,16 +394,16 @@ class AlignTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Training logs gain every penalty, unweighted (`penalty/NAME`) and weighted (`weighted/NAME`).
 
-        A weight that is a component is logged as it stands after the step, as `weight/NAME`.
+        A weight that is a component is logged as the last step used it, as `weight/NAME`.
         """
         if "loss" in logs and len(self._logged) > 1:
-            weights = self._logged.weights
-            means = self._logged.take(self._sum_over_processes)
+            used = self._logged.weights
+            means, weighted = self._logged.take_weighted(self._sum_over_processes)
             logs["objective"] = means.pop(OBJECTIVE, float("nan"))
             for name, mean in means.items():
                 logs[f"penalty/{name}"] = mean
-                logs[f"weighted/{name}"] = mean * weights[name]
-            logs |= {f"weight/{name}": weight.value() for name, weight in self.composition.weights.items()}
+                logs[f"weighted/{name}"] = weighted[name]
+            logs |= {f"weight/{name}": used[name] for name in self.composition.weights if name in used}
         elif "loss" in logs:
             self._logged = Meter()
         if "loss" in logs and self.composition.components:
@@ -486,6 +490,8 @@ class AlignTrainer(Trainer):
         `resume_from_checkpoint=True` takes the newest complete checkpoint of the output folder.
         """
         folder = checkpoints.find(self.args.output_dir, resume_from_checkpoint)
+        if not self.examples and self.is_world_process_zero():  # of examples, the plan says who has none
+            prepare.warn_of_missing_views(self.composition.components, self.train_dataset)
         self._begin(folder)
         try:
             result = super().train(str(folder) if folder is not None else None, *args, **kwargs)

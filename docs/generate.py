@@ -103,7 +103,7 @@ def _cost(costs: dict[str, Any]) -> str:
     said = [f"{costs['passes']} passes per step"] if costs["passes"] != 1 else []
     said += [f"{costs['forwards']:g} extra forward passes per step"] if costs["forwards"] else []
     said += [f"{costs['backwards']:g} extra forward and backward passes per loss"] if costs["backwards"] else []
-    said += ["the reference model's outputs once per step"] if costs["reference"] else []
+    said += ["the reference model's outputs, once per step at most"] if costs["reference"] else []
     return ", ".join(said) or "no extra pass"
 
 

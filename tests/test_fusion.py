@@ -215,17 +215,17 @@ def test_an_ensemble_of_outputs_cannot_make_a_folder(tmp_path):
             return logits.mean(0)
 
     assert refusals(Vote(), [save(tmp_path / "a")], output=tmp_path / "out") == [
-        "fusion Vote: it combines outputs, not weights; expected a fusion that implements fuse()"
+        "fusion vote: it combines outputs, not weights; expected a fusion that implements fuse()"
     ]
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda name, tensor: [("nonsense", tensor)], "fusion Wrong gave nonsense, but .* has no such tensor"),
-        (lambda name, tensor: [(name, tensor)] * 2, "fusion Wrong gave .*, twice"),
-        (lambda name, tensor: [(name, tensor[None])], r"fusion Wrong gave .* as \[1, .*\], not \["),
-        (lambda name, tensor: [], r"fusion Wrong left out .* \(\d+ tensors\)"),
+        (lambda name, tensor: [("nonsense", tensor)], "fusion wrong gave nonsense, but .* has no such tensor"),
+        (lambda name, tensor: [(name, tensor)] * 2, "fusion wrong gave .*, twice"),
+        (lambda name, tensor: [(name, tensor[None])], r"fusion wrong gave .* as \[1, .*\], not \["),
+        (lambda name, tensor: [], r"fusion wrong left out .* \(\d+ tensors\)"),
     ],
 )
 def test_a_component_that_gives_something_else_is_named(tmp_path, answer, message):

@@ -109,6 +109,8 @@ def test_a_limit_that_was_not_met_is_said_with_a_reason() -> None:
     (said,) = unmet(Budget(limit=0.05), above)
     assert said.startswith("kl-reference: 0.065 on average over the last quarter of training, above its limit of 0.05;")
     assert "train longer" in said
+    (said,) = unmet(Adaptive(target=0.05), above)
+    assert "above its target of 0.05;" in said
     exhausted = Budget(limit=0.05, initial=5.0, maximum=5.0)
     assert "its weight is at its maximum" in unmet(exhausted, above)[0]
     assert "turn dropout off" in unmet(Budget(limit=0.03), [0.04] * 8)[0]
@@ -116,6 +118,14 @@ def test_a_limit_that_was_not_met_is_said_with_a_reason() -> None:
     assert "dropout alone made 0.035 of it in the first step" in known
     assert "raise `limit` above that" in known
     assert "dropout alone made" not in unmet(Budget(limit=0.03), [0.04] * 8, {"kl-reference": 0.02})[0]
+
+
+def test_of_a_training_that_was_short_it_is_only_said_that_it_was() -> None:
+    composition, _ = made([KLReference(weight=Budget(limit=0.05, initial=5.0, maximum=5.0, smoothing=0.9))])
+    for last, said in ((3, "train longer"), (29, "train longer"), (30, "its weight is at its maximum")):
+        history = [{"step": step, "penalty/kl-reference": 0.2} for step in range(1, last + 1)]
+        assert said in limits.unmet(composition, history)[0]
+    assert PIDBudget(limit=0.05, smoothing=0.9, delay=10).settled == 40
 
 
 def test_the_plan_says_which_constraints_the_model_meets_as_it_starts() -> None:
@@ -185,10 +195,14 @@ HISTORY = [
 
 
 def test_penalty_limit_and_multiplier_are_drawn_together_and_once() -> None:
-    drawn = weights_plot(HISTORY, {"kl-reference": 0.05})
+    drawn = weights_plot(HISTORY, {"kl-reference": ("limit", 0.05)})
     for text in ("kl-reference penalty", "kl-reference weight", "limit 0.05"):
         assert text in drawn
     assert "limit" not in weights_plot(HISTORY, {})
+    target = KLReference(weight=Adaptive(target=0.05))
+    drawn = weights_plot(HISTORY, limits.called_bounds(made([target])[0]))
+    assert "target 0.05" in drawn
+    assert "limit" not in drawn
     assert "kl-reference" not in curves_plot(HISTORY, "f1")
     assert "Loss" in curves_plot(HISTORY, "f1")
     plain = [{k: v for k, v in entry.items() if not k.startswith("weight/")} for entry in HISTORY]
@@ -200,7 +214,7 @@ def test_penalty_limit_and_multiplier_are_drawn_together_and_once() -> None:
 def test_several_are_drawn_side_by_side(number: int) -> None:
     names = [f"constraint-{i}" for i in range(number)]
     history = [{"step": s} | {f"{k}/{n}": 0.1 * s for n in names for k in ("penalty", "weight")} for s in (1, 2, 3)]
-    drawn = weights_plot(history, dict.fromkeys(names, 0.2))
+    drawn = weights_plot(history, dict.fromkeys(names, ("limit", 0.2)))
     assert all(f"{name} weight" in drawn for name in names)
     assert drawn.count("limit 0.2") == number
 

@@ -21,8 +21,9 @@ from transformers import (
 
 from alignkit.components import Task
 from alignkit.errors import UsageError
-from alignkit.models import Peft, facts, freeze, load, resolve, save
+from alignkit.models import Peft, facts, freeze, load, load_tokenizer, resolve, save
 from alignkit.models.adapters import adapted
+from alignkit.tasks.ner import Ner
 from alignkit.testing import HEADS, collate, examples, tiny, tokenizer
 from alignkit.testing.models import TAGS
 
@@ -385,6 +386,32 @@ def test_prompt_methods_train_token_labels(method):
     assert torch.allclose(outputs.loss, expected)
     outputs.loss.backward()
     assert any("prompt" in n and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning", "prefix-tuning"])
+def test_a_prompt_takes_positions_from_the_text(encoder, tmp_path, method):
+    task = Ner()
+    task.labels = ["O", "B-PER", "I-PER"]
+    text = task.parse({"tokens": ["film"] * 100, "tags": ["O"] * 100}, "row 1")
+    assert len(task.encode(text, load(encoder, task)[1])["input_ids"]) == 64
+    model, words = load(encoder, task, peft=Peft(method=method))
+    rows = task.encode(text, words)
+    assert len(rows["input_ids"]) == 64 - 20
+    model(**task.collate([rows], words))
+    save(model, words, tmp_path / "m")
+    assert load(resolve("m", tmp_path), task)[1].model_max_length == 64 - 20
+    assert load(encoder, task, peft=Peft())[1].model_max_length == 64
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(encoder):
+    task = Classes(labels=("x", "y"))
+    load_tokenizer(encoder, task, Peft(method="p-tuning", num_virtual_tokens=56))
+    with pytest.raises(UsageError) as e:
+        load_tokenizer(encoder, task, Peft(method="p-tuning", num_virtual_tokens=57))
+    assert str(e.value) == (
+        "peft.num_virtual_tokens: 57, which leave 7 of the model's 64 positions to a text; "
+        "expected room for 8 tokens or more; set `num_virtual_tokens: 56` or less"
+    )
 
 
 def test_adapters_that_do_not_fit_say_so():

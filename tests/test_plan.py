@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alignkit_constraints import Counterfactual
+from alignkit_constraints import Counterfactual, KLEthics, KLReference
 from transformers import TrainerCallback
 
 import alignkit
@@ -18,6 +18,7 @@ from alignkit.compose import Composition
 from alignkit.data import Example
 from alignkit.plan import SAMPLED, Plan, Setting, make_plan
 from alignkit.preflight import plan_of
+from alignkit.tasks.chat import Chat
 from alignkit.tasks.stock import StockTask
 
 
@@ -59,6 +60,19 @@ def test_views_cost_the_share_of_rows_that_have_one(planned: Callable[..., Plan]
     (tmp_path / "swaps.tsv").write_text("nowhere\tnever\n", "utf-8")
     nowhere = planned(constraints=[{"use": "counterfactual", "lists": [str(tmp_path / "swaps.tsv")]}])
     assert nowhere.factor == pytest.approx(1.0)
+
+
+def test_a_component_whose_views_the_reference_reads_asks_it_once_more() -> None:
+    """The pass over the rows themselves is shared; of these, half are marked."""
+    rows = [
+        Example({"prompt": "where ?", "completion": "in rome", "harmful": x}, inputs=("prompt",)) for x in ("", "y")
+    ]
+    task = Chat()
+    kept, taught = KLReference(), KLEthics(marked="harmful")
+    for constraints, passes in (([kept, KLReference(direction="js")], 1), ([taught], 0.5), ([kept, taught], 1.5)):
+        composition = Composition(constraints, task)
+        setting = Setting(task, composition.components, composition.objective, examples=rows)
+        assert make_plan(composition, setting).factor == pytest.approx(1 + passes / 3)
 
 
 def test_views_are_counted_in_the_rows_that_augmenters_make(encoder: Path, tmp_path: Path) -> None:
@@ -127,6 +141,7 @@ def test_everything_that_cannot_go_together_is_said_at_once(planned: Callable[..
         planned(
             adversary="fgm",
             fusion={"use": "linear", "members": ["nowhere/a", "nowhere/b"]},
+            constraints=["kl-reference"],
             reference="nowhere/c",
             peft={"method": "prompt-tuning"},
         )

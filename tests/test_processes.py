@@ -18,6 +18,7 @@ from alignkit_adversaries import AWP, FGM, FGSM, PGD, R3F, SMART, VAT, FreeAT, F
 from alignkit_constraints import KLReference
 
 from alignkit.components import Component, Constraint, Term
+from alignkit.costs import measure_costs
 from alignkit.errors import UsageError
 from alignkit.testing import make_rows, make_trainer, trained_weights
 from alignkit.testing.training import short_collections
@@ -31,6 +32,13 @@ class Breaks(Constraint):
     def penalty(self, step: Any, outputs: Any) -> Term:
         bad = step.index == 1 and 11 in step.rows
         return Term(outputs.logits.mean() * (float("nan") if bad else 1.0), "example")
+
+
+class Means(Constraint):
+    """Asks all processes."""
+
+    def penalty(self, step: Any, outputs: Any) -> Term:
+        return Term(outputs.logits.mean() * step.context.mean_over_processes(outputs.logits.mean().detach()), "example")
 
 
 BREAKING = ("bert-sequence-classification", "breaks", 1)
@@ -104,6 +112,19 @@ def replay(folder: Path, processes: int) -> list[list[int]]:
     return list(seen.values())
 
 
+def measured(folder: Path) -> list[str]:
+    """What one of two processes has measured the costs of, after a training of both; the other is done."""
+    head = "bert-sequence-classification"
+    trainer = make_trainer(
+        head, folder, [Means(), AWP(alpha=0.05, start=0)], rows=make_rows(head, 4 * ROWS), max_steps=2,
+        per_device_train_batch_size=4, train_sampling_strategy="random", ddp_backend="gloo",
+    )  # fmt: skip
+    trainer.train()
+    found = measure_costs(trainer) if trainer.accelerator.is_main_process else {}
+    trainer.accelerator.wait_for_everyone()
+    return list(found)
+
+
 def losses(evaluated: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in evaluated.items() if "loss" in k or "penalty" in k}
 
@@ -112,6 +133,7 @@ def main(folder: Path) -> None:
     """One of two processes: all cases, one after another."""
     found: dict[Any, Any] = {case: train(folder, case[0], case[1], 2, case[2]) for case in [*CASES, BREAKING]}
     found["replayed"] = replay(folder, 2)
+    found["costs"] = measured(folder)
     torch.save(found, folder / f"found-{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
@@ -178,6 +200,11 @@ def test_all_processes_stop_where_one_of_them_is_not_finite(both: list[dict[Any,
     place = "optimizer step 1, micro-batch 0: the loss is not finite"
     assert errors[0].startswith(f"{place} (breaks; rows [8, 9, 10, 11] of the training set)")
     assert errors[1].startswith(f"{place} (on another process; rows [12, 13, 14, 15] of the training set)")
+
+
+def test_one_process_measures_costs_without_the_others(both: list[dict[Any, Any]]) -> None:
+    assert both[0]["costs"] == ["plain", "all", "means", "awp"]
+    assert both[1]["costs"] == []
 
 
 if __name__ == "__main__":

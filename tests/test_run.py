@@ -408,6 +408,30 @@ def test_overwrite_deletes_nothing_that_a_component_reads(parts: Any, said: str,
     assert run_folder.checked(recipe, resume=False, overwrite=True) == run
 
 
+def test_rows_that_a_prompt_leaves_no_positions_for_are_refused(language_model: Path, tmp_path: Path) -> None:
+    """`chat` goes by its `maximum_length` alone."""
+    words = "the film was good and the actor was fine " * 8
+    row = json.dumps({"prompt": "how was it ?", "completion": words})
+    (tmp_path / "train.jsonl").write_text(row + "\n", "utf-8")
+    fields = {
+        "model": str(language_model),
+        "task": {"use": "chat", "maximum_length": 60},
+        "data": {"train": "train.jsonl"},
+        "peft": {"method": "prompt-tuning", "num_virtual_tokens": 10},
+        "training": {"max_steps": 1},
+        "output": str(tmp_path / "run"),
+        "base": tmp_path,
+    }
+    with pytest.raises(UsageError) as e:
+        alignkit.train(Recipe(**fields))
+    assert str(e.value) == (
+        "data.train: a row of 60 tokens; expected 54 at most, which is what the model and the virtual tokens before "
+        "the text have room for; set the task's `maximum_length: 54`, or fewer `num_virtual_tokens` under `peft:`"
+    )
+    assert not (tmp_path / "run").exists()
+    assert alignkit.train(Recipe(**fields | {"task": {"use": "chat", "maximum_length": 54}}))
+
+
 def test_a_model_in_which_nothing_is_trained_is_refused(plain_run: Path, ner_data: Path, tmp_path: Path) -> None:
     from alignkit.models import load, save
     from alignkit.models.adapters import Peft

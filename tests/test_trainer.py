@@ -202,6 +202,67 @@ def test_terms_are_logged_unweighted_and_weighted_and_validated(tmp_path: Path) 
         assert evaluated["eval_loss"] == pytest.approx(float(trainer.model(**batch).loss), rel=1e-5)
 
 
+def test_a_weight_that_moves_is_logged_as_it_was_used(tmp_path: Path) -> None:
+    logs = {}
+    for every in (1, 4):
+        trainer = run(
+            AlignTrainer, tmp_path, "sequence", components=[Stay(weight=Ramp())], max_steps=4, logging_steps=every
+        )
+        logs[every] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    single, (together,) = logs[1], logs[4]
+    assert [entry["weight/stay"] for entry in single] == [0.0, 1.0, 2.0, 3.0]
+    for entry in single:
+        assert entry["weighted/stay"] == pytest.approx(entry["weight/stay"] * entry["penalty/stay"])
+    assert together["weight/stay"] == 3.0
+    for name in ("penalty/stay", "weighted/stay"):  # rows of one number: means of means
+        assert together[name] == pytest.approx(sum(entry[name] for entry in single) / 4)
+    assert together["weighted/stay"] != pytest.approx(3.0 * together["penalty/stay"])
+
+
+class Turned(Constraint):
+    """Compares rows with their turned versions."""
+
+    used: bool = True
+
+    @property
+    def makes_views(self) -> bool:
+        return self.used
+
+    def views(self, example: Any) -> dict[str, Any]:
+        return {}
+
+    def penalty(self, step: Any, outputs: Any) -> Term:
+        return Term(outputs.logits.mean() * 0.0, "example")
+
+
+def test_rows_without_views_are_spoken_of_once_per_component(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from datasets import Dataset
+
+    plain = make_rows("sequence")
+    with_views = [{**row, "views": None} for row in plain]
+    makes, idle = [Turned(), Turned(), Stay()], [Turned(used=False)]
+    first = "constraint turned has no other version of any row to look at: the rows of train_dataset have no `views`"
+    for rows, components, said in (
+        (plain, makes, 2),
+        (Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in plain]), makes, 2),
+        (plain, idle, 0),
+        (with_views, makes, 0),
+        (plain[:1] + with_views[1:], makes, 0),
+    ):
+        caplog.clear()
+        trainer = AlignTrainer(
+            model=make_model("sequence"),
+            args=TrainingArguments(output_dir=str(tmp_path), max_steps=2, report_to="none", use_cpu=True),
+            train_dataset=rows,
+            data_collator=default_data_collator,
+            components=components,
+        )
+        trainer.train()
+        found = [record.getMessage() for record in caplog.records if record.name == "alignkit.data.prepare"]
+        assert len(found) == said, found
+        assert not found or found[0].startswith(first)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tmp_path: Path) -> None:
     class Broken(Constraint):
         """NaN from the third step on."""
@@ -219,6 +280,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tmp_path: Path) ->
         run(AlignTrainer, tmp_path, "token", components=[Broken()], callbacks=[Watch()])
     assert len(seen) == 2
     assert all(s.isfinite().all() for s in seen)
+
+
+@pytest.mark.parametrize("save", ["no", "steps"])
+def test_a_checkpoint_is_said_to_stand_where_there_is_one(save: str, tmp_path: Path) -> None:
+    class Broken(Constraint):
+        """NaN from the second step on."""
+
+        def penalty(self, step: Any, outputs: Any) -> Term:
+            return Term(outputs.logits.mean() * (float("nan") if step.index else 1.0), "example")
+
+    class Steep(Constraint):
+        """0 throughout, with a gradient that is not finite from the second step on."""
+
+        def penalty(self, step: Any, outputs: Any) -> Term:
+            nothing = outputs.logits.mean() * 0.0
+            return Term(nothing.sqrt() if step.index else nothing, "example")
+
+    for name, broken in (("loss", Broken()), ("gradient", Steep())):
+        with pytest.raises(UsageError, match=f"the {name} is not finite") as e:
+            run(AlignTrainer, tmp_path / name, "token", components=[broken], save_strategy=save, save_steps=1)
+        assert ("the last checkpoint stands" in str(e.value)) == (save == "steps")
 
 
 def test_an_averager_stands_in_at_evaluation_and_at_the_end(tmp_path: Path) -> None:

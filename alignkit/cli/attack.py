@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +13,11 @@ import typer
 from alignkit.cli.evaluate import mapped, with_rows
 from alignkit.cli.files import refuse_unwritable, written_whole
 from alignkit.cli.parts import component
+from alignkit.data.read import missing
 from alignkit.data.source import Source
 from alignkit.errors import Mistake, UsageError
+from alignkit.findings import UNSETTLED, Findings
+from alignkit.run_folder import read_of
 
 if TYPE_CHECKING:
     from alignkit.aligned import Aligned
@@ -49,21 +52,31 @@ def command(
 
     from alignkit.data.audit import write_lines
     from alignkit.evaluation.compare import compare, evaluate, table
-    from alignkit.evaluation.robustness import spread
     from alignkit.report.plots import radius_plot
 
-    attacks = _attacks(method, [*(set_ or ()), *([f"limit={limit}"] if limit else [])])
-    refuse_unwritable(output, plot, reads=(data,))
-    labelled = Source(path=str(data), columns=mapped(column or [])) if data is not None else None
+    findings = Findings()
+    attacks = findings.ask(lambda: _attacks(method, [*(set_ or ()), *([f"limit={limit}"] if limit else [])]))
+    columns = findings.ask(lambda: mapped(column or []))
+    findings.hear(lambda: _said_twice(limit, set_ or []))
+    read = findings.ask(lambda: read_of(Path(run).expanduser()))
+    findings.ask(lambda: refuse_unwritable(output, plot, reads=(data, *([] if read is UNSETTLED else read))))
+    findings.hear(lambda: _misnamed(plot, column or [], data))
+    findings.hear(lambda: filter(None, [missing(Source(path=str(data)), Path.cwd()) if data is not None else None]))
+    findings.refuse()
+    labelled = Source(path=str(data), columns=columns) if data is not None else None
     aligned, _, rows = with_rows(run, labelled, task)
     tests = {name: examples for name, examples in rows.items() if name.startswith("test")} or rows
-    limits = [attack.limit for attack in attacks if attack.limit is not None]
-    if len(limits) == len(attacks):  # so that what is said of the split is said of the rows that are attacked
-        tests = {name: [rows[i] for i in spread(len(rows), max(limits))] for name, rows in tests.items()}
     if plot is not None:
         _refuse_without_curve(plot, attacks, aligned)
     measured = evaluate(
-        aligned.task, aligned.model, aligned.tokenizer, tests, attacks=attacks, batch_size=batch_size, seed=seed
+        aligned.task,
+        aligned.model,
+        aligned.tokenizer,
+        tests,
+        attacks=attacks,
+        attacked_alone=True,  # so that what is said of the split is said of the rows that are attacked
+        batch_size=batch_size,
+        seed=seed,
     )
     metrics = compare(None, measured, aligned.task, replicates, seed)
     if output is not None:
@@ -81,22 +94,47 @@ def command(
             out.write(radius_plot(metrics, aligned.task.metric))
 
 
+def _misnamed(plot: Path | None, columns: list[str], data: Path | None) -> Iterator[Mistake]:
+    """A plot whose name promises another format; columns of no file."""
+    if plot is not None and plot.suffix.lower() != ".svg":
+        yield Mistake(f"--plot {plot}", "a plot is drawn as SVG", "a file that ends in .svg")
+    if columns and data is None:
+        yield Mistake("--column", "no file whose column that is", "a file", "name one with --data")
+
+
+def _said_twice(limit: int | None, overrides: list[str]) -> Iterator[Mistake]:
+    """A limit for all attacks beside one for some of them."""
+    paths = {override: override.partition("=")[0] for override in overrides}
+    others = [override for override, path in paths.items() if path == "limit" or path.endswith(".limit")]
+    if limit is not None and others:
+        found = f"beside {' and '.join(f'--set {override}' for override in others)}"
+        yield Mistake(f"--limit {limit}", found, "one of them", "take one out: --limit is that of every attack")
+
+
 def _attacks(methods: list[str], overrides: list[str]) -> list[Attack]:
     """The attacks that the command line names, each with its fields.
 
     Raises:
         UsageError: everything that is wrong with them.
     """
-    made, mistakes = [], []
+    made: list[Attack] = []
+    mistakes = list(_of_others(methods, overrides))
+    nobodys = {mistake.where.removeprefix("--set ") for mistake in mistakes}
+    overrides = [override for override in overrides if override not in nobodys]
     for number, name in enumerate(methods):
         if name in methods[:number]:
             mistakes.append(Mistake(f"--method {name}", "named twice", "each attack once"))
             continue
-        own = [override.removeprefix(f"{name}.") for override in overrides if _for(override, methods) in (name, "")]
+        own = {o.removeprefix(f"{name}."): o for o in overrides if _for(o, methods) in (name, "")}
         try:
-            made.append(component("attack", name, f"--method {name}", own))
+            made.append(component("attack", name, f"--method {name}", list(own)))
         except UsageError as error:
-            mistakes += [_of_attack(mistake, name, methods) for mistake in error.mistakes]
+            for mistake in error.mistakes:
+                said = own.get(mistake.where.removeprefix("--set "), "")
+                alone = _for(said, methods) == name
+                mistakes.append(
+                    replace(mistake, where=f"--set {said}") if alone else _of_attack(mistake, name, methods)
+                )
     if mistakes:
         raise UsageError(*mistakes)
     return made
@@ -130,6 +168,17 @@ def _of_attack(mistake: Mistake, name: str, methods: list[str]) -> Mistake:
         dotted = "." in mistake.where.partition("=")[0]
         mend = f"NAME is one of {', '.join(methods)}" if dotted else "set it of one alone: --set NAME.FIELD=VALUE"
     return replace(mistake, where=f"--method {name} {mistake.where}", mend=mend)
+
+
+def _of_others(methods: list[str], overrides: list[str]) -> Iterator[Mistake]:
+    """Fields of attacks that are known, and not made."""
+    from alignkit.catalogue import default_catalogue
+
+    known = default_catalogue().entries()["attack"]
+    for override in overrides:
+        path, name = override.partition("=")[0], override.partition(".")[0]
+        if "." in path and name in known and name not in methods:
+            yield Mistake(f"--set {override}", f"no --method {name} whose field that is", "", f"add --method {name}")
 
 
 def _for(override: str, methods: list[str]) -> str:

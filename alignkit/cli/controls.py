@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignkit.cli.parts import component
+from alignkit.cli.parts import component, varied
 from alignkit.errors import Mistake, UsageError
 from alignkit.kept import controls_of, missing
 
 if TYPE_CHECKING:
     from alignkit.components import Control
+    from alignkit.recipe import Recipe
 
 _NAMING = ("name", "use")
 """What of a control's entry in a recipe is no field of it."""
 
 
 def controls_for(
-    run: str, named: Sequence[str], own: bool, overrides: Sequence[str]
+    run: str,
+    named: Sequence[str],
+    own: bool,
+    overrides: Sequence[str],
+    beside: Callable[[list[str]], object] = lambda rest: None,
 ) -> tuple[list[Control], list[str]]:
     """The controls with their fields, and the overrides that are not theirs.
 
@@ -28,42 +33,55 @@ def controls_for(
         named: what the command line adds.
         own: a run's own are on, too.
         overrides: as `--set` takes them; those of a control begin with its name.
+        beside: raises what is wrong with the overrides that are not theirs; asked where something else is wrong.
 
     Raises:
         UsageError: everything that is wrong with them.
     """
-    controls = _of_run(run, []) if own else []
+    recipe = _recipe(run) if own else None
+    controls = controls_of(recipe, Path(run).expanduser()) if recipe is not None else []
     known = [control.name for control in controls]
     mistakes = [Mistake(f"--control {name}", *_taken(name in known)) for name in _twice([*known, *map(short, named)])]
     ours, rest = _apart(overrides, [*known, *named])
-    mistakes += [*_renaming(ours), *_not_on(rest)]
+    off = _not_on(rest)
+    mistakes += [*_renaming(ours), *off.values()]
     ours = {name: [text for text in texts if _field(text) not in _NAMING] for name, texts in ours.items()}
-    if controls and any(ours[name] for name in known):
-        try:
-            controls = _of_run(run, [(known.index(name), field) for name in known for field in ours[name]])
-        except UsageError as error:
-            mistakes += [_renamed(mistake, known) for mistake in error.mistakes]
+    for place, control in enumerate(controls):
+        if recipe is not None and ours[control.name]:
+            try:
+                controls[place] = _varied(control, ours[control.name], recipe)
+            except UsageError as error:
+                mistakes += _renamed(error, control.name)
     mistakes += missing(controls)
     for name in dict.fromkeys(named):
         try:
             controls.append(component("control", name, f"--control {name}", ours[name]))
         except UsageError as error:
-            mistakes += [replace(m, where=m.where.replace("--set ", f"--set {name}.", 1)) for m in error.mistakes]
+            mistakes += _renamed(error, name)
     if mistakes:
+        try:
+            beside([text for text in rest if text not in off])
+        except UsageError as error:
+            mistakes += error.mistakes
         raise UsageError(*mistakes)
     return controls, rest
 
 
-def _of_run(run: str, overrides: list[tuple[int, str]]) -> list[Control]:
+def _recipe(run: str) -> Recipe | None:
     from alignkit.recipe import Recipe
     from alignkit.run_folder import RECIPE
 
     file = Path(run).expanduser() / RECIPE
-    if not file.is_file():
-        return []
-    recipe = Recipe.load(file, [f"controls.{i}.{text}" for i, text in overrides])
-    given = [f"{recipe.controls[i].name}.{_field(text)}" for i, text in overrides]
-    return controls_of(recipe, file.parent, given)
+    return Recipe.load(file) if file.is_file() else None
+
+
+def _varied(control: Control, overrides: Sequence[str], recipe: Recipe) -> Control:
+    """One of a run's own, some of its fields set anew; what its other fields name is where the run keeps it."""
+    from alignkit.recipe.parts import described
+
+    entry = described(control, recipe.catalogue, Path())
+    made: Control = varied("control", entry, f"control {control.name}", overrides, recipe.catalogue)
+    return made
 
 
 def _apart(overrides: Sequence[str], names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -95,17 +113,18 @@ def short(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _not_on(overrides: Sequence[str]) -> Iterator[Mistake]:
+def _not_on(overrides: Sequence[str]) -> dict[str, Mistake]:
     """Fields that are set of controls which are not on."""
     from alignkit.catalogue import default_catalogue
 
     controls = default_catalogue().entries()["control"]
+    found = {}
     for text in overrides:
         name, dot, _ = text.partition("=")[0].partition(".")
         if dot and short(name) in controls:
-            yield Mistake(
-                f"--set {text}", f"control {name} is not on", "a control that is", f"name it: --control {name}"
-            )
+            mend = f"name it: --control {name}"
+            found[text] = Mistake(f"--set {text}", f"control {name} is not on", "a control that is", mend)
+    return found
 
 
 def _twice(names: Sequence[str]) -> list[str]:
@@ -119,8 +138,6 @@ def _taken(by_run: bool) -> tuple[str, str, str]:
     return "named twice", "each control once", ""
 
 
-def _renamed(mistake: Mistake, names: Sequence[str]) -> Mistake:
-    """A mistake in a field of one of the run's own, as the command line calls it."""
-    for number, name in enumerate(names):
-        mistake = replace(mistake, where=mistake.where.replace(f"--set controls.{number}.", f"--set {name}.", 1))
-    return mistake
+def _renamed(error: UsageError, name: str) -> list[Mistake]:
+    """Mistakes in a control's fields, as the command line calls them."""
+    return [replace(m, where=m.where.replace("--set ", f"--set {name}.", 1)) for m in error.mistakes]

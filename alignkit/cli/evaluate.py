@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -303,10 +304,14 @@ def with_rows(
     try:
         examples = load_data(sources, aligned.task, base)  # after the model, whose labels these are held against
     except UsageError as error:
-        if data is not None:
-            raise
-        raise UsageError(*map(_of_own_split, error.mistakes)) from error
+        placed = _of_own_split if data is None else _of_option
+        raise UsageError(*map(placed, error.mistakes)) from error
     return aligned, recipe, examples
+
+
+def _of_option(mistake: Mistake) -> Mistake:
+    """What is to be written into a recipe is an option here."""
+    return replace(mistake, mend=re.sub(r"`columns: \{(\w+): …\}`", r"`--column \1=…`", mistake.mend))
 
 
 def _of_own_split(mistake: Mistake) -> Mistake:

@@ -15,6 +15,9 @@ from alignkit.errors import Mistake, UsageError
 def refuse_unwritable(*files: Path | None, reads: tuple[Path | None, ...] = ()) -> None:
     """Refuse outputs that cannot be written, that are one file, or that are among the inputs.
 
+    Args:
+        reads: files, and folders every file of which is an input.
+
     Raises:
         UsageError: all of them.
     """
@@ -30,7 +33,7 @@ def refuse_unwritable(*files: Path | None, reads: tuple[Path | None, ...] = ()) 
             mistakes.append(Mistake(str(file), f"there is no folder {file.parent}", "a file in a folder that exists"))
         elif not can_write(file.absolute().parent):
             mistakes.append(Mistake(str(file), f"{file.parent} is not writable", "a folder that can be written to"))
-        elif file.resolve() in inputs:
+        elif file.exists() and any(file.resolve().is_relative_to(read) for read in inputs):
             mistakes.append(Mistake(str(file), "it is read, and would be overwritten", "another file"))
         elif file.resolve() in {other.resolve() for other in outputs[:number]}:
             mistakes.append(Mistake(str(file), "named for two outputs", "a file for each"))

@@ -38,7 +38,7 @@ def filtered(input_: Path, recipe: Path, output: Path, audit: Path | None, overr
     from alignkit.compose import Composition
     from alignkit.data.audit import write_lines
     from alignkit.data.load import abridged, read
-    from alignkit.data.prepare import filter_examples
+    from alignkit.data.prepare import filter_examples, written_over
     from alignkit.data.source import Source
     from alignkit.recipe import Recipe
 
@@ -56,6 +56,12 @@ def filtered(input_: Path, recipe: Path, output: Path, audit: Path | None, overr
         raise UsageError(*abridged(mistakes, str(input_)))
     if columns and not {"tokens", "tags"} <= set(examples[0].fields):
         found = f"rows of {', '.join(examples[0].fields)}"
+        raise UsageError(Mistake(str(output), found, "a .jsonl file", f"name it {output.with_suffix('.jsonl').name}"))
+    writing = [component for component in loaded.filters if component.writes]
+    if mistakes := list(written_over(writing, examples)):
+        raise UsageError(*mistakes)
+    if columns and writing:
+        found = f"words and tags alone, without the column {writing[0].writes[0]!r} of filter {writing[0].name}"
         raise UsageError(Mistake(str(output), found, "a .jsonl file", f"name it {output.with_suffix('.jsonl').name}"))
     kept, lines = filter_examples(composition.filters, examples)
     with written_whole(output) as file:

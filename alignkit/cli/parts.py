@@ -11,6 +11,7 @@ from alignkit.errors import Mistake, UsageError
 
 if TYPE_CHECKING:
     from alignkit.aligned import Aligned
+    from alignkit.catalogue import Catalogue
     from alignkit.components import Component, Task
     from alignkit.data.source import Source
     from alignkit.recipe import Recipe
@@ -27,16 +28,31 @@ def component(kind: str, name: str, option: str, overrides: Sequence[str] = ()) 
         UsageError: there is none, or everything that is wrong with its fields.
     """
     from alignkit.catalogue import default_catalogue
+
+    fields = _mappings(kind, name) if overrides else {}
+    return varied(kind, {**fields, "use": name}, option, overrides, default_catalogue())
+
+
+def varied(kind: str, entry: dict[str, Any], option: str, overrides: Sequence[str], catalogue: Catalogue) -> Any:
+    """The component of a recipe's entry, some of its fields set anew: paths in those start where the user is.
+
+    Args:
+        entry: `use` and fields; is changed.
+        option, overrides: as `component` takes them.
+
+    Raises:
+        UsageError: everything that is wrong with its fields.
+    """
     from alignkit.recipe import file
     from alignkit.recipe.errors import Place, Problems
     from alignkit.recipe.parts import Making, make
 
-    fields: dict[str, Any] = _mappings(kind, name) if overrides else {}
     lines: dict[Place, str] = {}
-    mistakes = [mistake for _, mistake in file.override(fields, overrides, lines)]
+    name = {"use": entry["use"]}
+    mistakes = [mistake for _, mistake in file.override(entry, overrides, lines)]
     made: Component | None = None
     try:
-        made = make(kind, {**fields, "use": name}, Making(Path.cwd(), default_catalogue()))
+        made = make(kind, entry | name, Making(Path.cwd(), catalogue))
     except Problems as error:
         for problem in error.problems:
             known = next((lines[p] for n in range(len(problem.place), 0, -1) if (p := problem.place[:n]) in lines), "")
@@ -76,14 +92,7 @@ def loaded(
     from alignkit.components import Task
     from alignkit.data.load import load as load_data
 
-    recipe = _recipe(run, overrides, shots, own_task=task is None)
-    chosen: Task | None = recipe.task if recipe is not None else None
-    if task is not None:
-        _refuse_shots(task, shots)
-        chosen = component("task", task, f"--task {task}", _with_shots(overrides, shots))
-    elif chosen is None and (overrides or shots is not None):
-        given = "--set" if shots is None else f"--shots {shots}"
-        raise UsageError(Mistake(given, "no task whose field that is", "a task", "name it: --task NAME"))
+    recipe, chosen = chosen_task(run, task, overrides, shots)
     if chosen is not None and train is not None and type(chosen).needs_training_split is Task.needs_training_split:
         found = f"task {chosen.name} looks at no training rows when it predicts"
         raise UsageError(Mistake(f"--train {train.path}", found, "", "leave it out"))
@@ -97,6 +106,24 @@ def loaded(
     elif recipe is not None and own:
         show_training_split(recipe)
     return aligned, recipe
+
+
+def chosen_task(
+    run: str, task: str | None, overrides: Sequence[str], shots: int | None = None
+) -> tuple[Recipe | None, Task | None]:
+    """A run's recipe, and the task with its fields; as `loaded` takes them, without loading anything.
+
+    Raises:
+        UsageError: everything that is wrong with the task's fields, or there is no task whose fields they are.
+    """
+    recipe = _recipe(run, overrides, shots, own_task=task is None)
+    if task is not None:
+        _refuse_shots(task, shots)
+        return recipe, component("task", task, f"--task {task}", _with_shots(overrides, shots))
+    if recipe is None and (overrides or shots is not None):
+        given = "--set" if shots is None else f"--shots {shots}"
+        raise UsageError(Mistake(given, "no task whose field that is", "a task", "name it: --task NAME"))
+    return recipe, recipe.task if recipe is not None else None
 
 
 def _recipe(run: str, overrides: Sequence[str], shots: int | None, own_task: bool) -> Recipe | None:

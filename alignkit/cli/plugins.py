@@ -156,7 +156,7 @@ def _page(about: dict[str, Any]) -> str:
     said = [f"{costs['passes']} losses per step"] if costs["passes"] != 1 else []
     said += [f"{costs['forwards']} extra forward passes per step"] if costs["forwards"] else []
     said += [f"{costs['backwards']} extra forward and backward passes per loss"] if costs["backwards"] else []
-    said += ["the reference model's outputs once per step"] if costs["reference"] else []
+    said += ["the reference model's outputs, once per step at most"] if costs["reference"] else []
     lines += ["", f"Costs: {', '.join(said) or 'no extra pass'}"]
     lines += ["Its result depends on which rows share a batch."] if about["couples_rows"] else []
     if about["samples"]:

@@ -10,7 +10,7 @@ import typer
 
 from alignkit.cli.controls import controls_for
 from alignkit.cli.files import refuse_unwritable, written_whole
-from alignkit.cli.parts import loaded
+from alignkit.cli.parts import chosen_task, loaded
 from alignkit.data.audit import write_lines
 from alignkit.data.source import Source
 from alignkit.errors import Mistake, UsageError
@@ -50,7 +50,10 @@ def command(
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     demonstrated = Source(path=str(train)) if train is not None else None
-    controls, of_task = controls_for(run, control or (), task is None and not no_controls, set_ or ())
+    own = task is None and not no_controls
+    controls, of_task = controls_for(
+        run, control or (), own, set_ or (), beside=lambda rest: chosen_task(run, task, rest)
+    )
     aligned, _ = loaded(run, task, of_task, None, demonstrated)
     aligned.controls = controls
     records: list[dict[str, Any]] = []

@@ -75,6 +75,9 @@ class Attempt:
     """The example had the goal of an attack that has one of its own as it stands: neither broken nor survived."""
     measures: dict[str, float] = field(default_factory=dict)
     """What else was measured; the means over examples are reported."""
+    said: tuple[dict[str, Any], dict[str, Any]] | None = None
+    """For people, the same figures and texts of the example as it stands and of the attacked input, by name; None: what
+    the task says of its predictions for the two."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 from pydantic import ConfigDict
@@ -23,9 +24,6 @@ class Component:
     """Base of every kind; subclass one of the kinds below instead."""
 
     kind: ClassVar[str] = ""
-    name: str
-    """Its name in the recipe; set by the composer, the class name in kebab-case until then."""
-
     hook_points: ClassVar[tuple[str, ...]] = ()
     """The hook points that the class implements (found at class creation)."""
     must_override: ClassVar[tuple[str, ...]] = ()
@@ -37,6 +35,8 @@ class Component:
     unaligned_views: ClassVar[tuple[str, ...]] = ()
     """Names of its views that have answers of their own: their labels need not be as many as the example's. May be a
     property."""
+    makes_views: ClassVar[bool] = True
+    """Of a component with `views`: as it is set, it makes some. May be a property."""
     couples_rows: ClassVar[bool] = False
     """The result depends on which rows share a batch."""
     passes: ClassVar[int] = 1
@@ -74,6 +74,11 @@ class Component:
             raise PluginError(f"{cls.__module__}.{cls.__qualname__}: {error}") from error
         _inherit_descriptions(cls)
 
+    @cached_property
+    def name(self) -> str:
+        """Its name in the recipe; set by the composer, the class name in kebab-case until then."""
+        return component_name(type(self))
+
     def reset(self) -> None:
         """Forget everything but the fields, as if newly made. The host calls it when a training starts."""
         for name in [n for n in vars(self) if n not in self.fields() and n != "name"]:
@@ -96,7 +101,11 @@ class Component:
         """Take up a state that `state_dict` gave."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Counts of this component's own that its terms are means over, beside the task's `token` and `example`."""
+        """Counts of this component's own that its terms are means over, beside the task's `token` and `example`.
+
+        Args:
+            batch: what the step has of it, `views`, `columns` and `index` included, and in `counts` the task's own.
+        """
         return {}
 
     def check(self, setting: Setting) -> Iterable[Mistake]:

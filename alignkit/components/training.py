@@ -22,6 +22,9 @@ class Filter(Component, abstract=True):
     """Decides which examples a run sees. Implements `filter_examples`."""
 
     kind: ClassVar[str] = "filter"
+    writes: ClassVar[tuple[str, ...]] = ()
+    """Columns that it writes into rows that stay, for other components to read: the plan asks it for them. May be a
+    property."""
 
     if TYPE_CHECKING:
 
@@ -48,8 +51,12 @@ class Weight(Component, abstract=True):
     bound: ClassVar[float | None] = None
     """What the weight holds its penalty at, or below, in the penalty's unit: a line in the report. May be a
     property."""
+    bound_field: ClassVar[str] = "limit"
+    """The field that sets the bound, by which it is called."""
     exhausted: ClassVar[bool] = False
     """It cannot rise any further. May be a property."""
+    settled: ClassVar[int] = 1
+    """Optimizer steps after which it hardly depends on where it began. May be a property."""
 
     def begin(self, steps: int) -> None:
         """When a training starts or goes on: how many optimizer steps it has in all."""

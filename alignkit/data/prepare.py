@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ from alignkit.tasks.stock import IGNORED
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from alignkit.components import Task
+    from alignkit.components import Component, Filter, Task
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 1000
 """Examples that a component is asked about at once."""
@@ -81,6 +84,16 @@ def _edited(asked: str, example: Example, verdict: Verdict) -> Example:
     if not isinstance(verdict.example, Example):
         raise PluginError(f"{asked} said edit of {example.where} without an example")
     return replace(verdict.example, split=example.split, source=example.source, row=example.row, line=example.line)
+
+
+def written_over(filters: Sequence[Filter], examples: Sequence[Example]) -> Iterator[Mistake]:
+    """Columns that filters would write, and rows as they were read have already."""
+    for judge in filters:
+        for name in judge.writes:
+            if there := [example for example in examples if name in example]:
+                rows = f" in {len(there)} rows" if len(there) > 1 else ""
+                found = f"it would write over the column {name!r}, which the data has{rows}"
+                yield Mistake(f"filter {judge.name}", found, "a column of its own", "give it another name")
 
 
 # -- augmenting --------------------------------------------------------------------------------------------------
@@ -174,6 +187,30 @@ def encode(
     if "views" in table.column_names and pyarrow.types.is_null(table.schema.field("views").type):
         table = table.drop_columns(["views"])
     return Dataset(InMemoryTable(table))
+
+
+def warn_of_missing_views(components: Iterable[Component], rows: Any) -> None:
+    """Rows that were encoded without views, in which components with views would have nothing to look at."""
+    if _lack_views(rows):
+        for component in components:
+            if "views" in component.hook_points and component.makes_views:
+                logger.warning(
+                    "%s %s has no other version of any row to look at: the rows of train_dataset have no `views`. Make "
+                    "them with alignkit.data.prepare.encode(task, examples, tokenizer, trainer.composition.views), or "
+                    "train a recipe, which does",
+                    component.kind,
+                    component.name,
+                )
+
+
+def _lack_views(rows: Any) -> bool:
+    """As far as it shows in a data set's columns, in a list's rows, or in the first row of another kind of set."""
+    if (names := getattr(rows, "column_names", None)) is not None:
+        return "views" not in names
+    if not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__"):
+        return False
+    shown = rows if isinstance(rows, list) else [rows[0]] if len(rows) else []
+    return bool(shown) and all(isinstance(row, Mapping) and "views" not in row for row in shown)
 
 
 def _rows(

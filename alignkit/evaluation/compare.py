@@ -12,7 +12,7 @@ import numpy as np
 from alignkit.errors import AlignkitError, UsageError
 from alignkit.evaluation.bootstrap import Floats, Metrics, intervals, paired
 from alignkit.evaluation.evaluators import BY, Subject, evaluated, unfit
-from alignkit.evaluation.robustness import PREFIX, attack_metrics, attacked, refusals, spread
+from alignkit.evaluation.robustness import PREFIX, attack_metrics, attacked, refusals, rows_of, spread
 from alignkit.evaluation.score import gap, metrics_of, predictions, statistics_matrix
 from alignkit.evaluation.table import AGAINST, better_direction, table
 from alignkit.evaluation.victim import Victim
@@ -78,6 +78,7 @@ def evaluate(
     evaluators: Sequence[Evaluator] = (),
     rows: Mapping[str, list[Example]] | None = None,
     controls: Sequence[Control] = (),
+    attacked_alone: bool = False,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Measured:
@@ -94,6 +95,7 @@ def evaluate(
         evaluators: each adds a split of its name, or `test by NAME` for every test split where it has no rows.
         rows: by evaluator its own rows, as `alignkit.evaluation.evaluators.read` gives them.
         controls: what the answers that evaluators ask for are under; nothing else is.
+        attacked_alone: splits are scored on those rows that an attack takes; nothing but attacks is asked for.
 
     Raises:
         UsageError: an attack or an evaluator that the task cannot be put to.
@@ -102,9 +104,13 @@ def evaluate(
         raise UsageError(*mistakes)
     measured, clean = Measured(), {}
     for name, examples in splits.items():
-        predicted = clean[name] = predictions(task, model, tokenizer, examples, batch_size)
-        across = _gaps(task, model, tokenizer, examples, predicted, gaps or [], views, batch_size)
-        measured.splits[name] = _measured(task, examples, predicted, across)
+        scored = rows_of(attacks, len(examples)) if attacked_alone else list(range(len(examples)))
+        chosen = [examples[row] for row in scored]
+        predicted = predictions(task, model, tokenizer, chosen, batch_size)
+        across = _gaps(task, model, tokenizer, chosen, predicted, gaps or [], views, batch_size)
+        measured.splits[name] = _measured(task, chosen, predicted, across)
+        by_row = dict(zip(scored, predicted, strict=True))
+        clean[name] = [by_row.get(row, {}) for row in range(len(examples))]
     tests = [name for name in splits if name == "test" or name.startswith("test/")]
     tests = tests or [name for name in splits if name == "validation"]
     for augmenter in under:

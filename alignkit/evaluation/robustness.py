@@ -132,10 +132,12 @@ def refusals(attacks: Sequence[Attack], task: Task, tokenizer: Any = None) -> It
     """
     name_apart(attacks)
     for attack in attacks:
-        if attack.needs_score and type(task).score is Task.score:
+        mistakes = list(attack.check_task(task))
+        unscored = attack.needs_score and type(task).score is Task.score
+        if unscored and not any(mistake.mend for mistake in mistakes):  # unless the attack knows a way out
             found = f"task {task.name} does not say which predictions are right"
             yield Mistake(f"attack {attack.name}", found, "a task that does, or an attack with a goal of its own")
-        elif mistakes := list(attack.check_task(task)):
+        elif mistakes:
             yield from mistakes
         elif tokenizer is not None:
             yield from attack.check_tokenizer(task, tokenizer)
@@ -146,6 +148,11 @@ def spread(number: int, limit: int | None) -> list[int]:
     if limit is None or limit >= number:
         return list(range(number))
     return [i * number // limit for i in range(limit)]
+
+
+def rows_of(attacks: Sequence[Attack], number: int) -> list[int]:
+    """Those of `number` rows that any of the attacks takes."""
+    return sorted({row for attack in attacks for row in spread(number, attack.limit)})
 
 
 def _broken(task: Task, changed: Example, attempt: Attempt) -> bool:
@@ -163,6 +170,8 @@ def _line(task: Task, example: Example, attempt: Attempt, before: dict[str, Any]
     inputs = {name: example[name] for name in example.inputs}
     changed = attempt.example
     shown = {name: changed[name] for name in changed.inputs} if changed is not None else None
+    sides = (said(task, example, before), said(task, changed or example, attempt.prediction))
+    predicted, under_attack = attempt.said or sides
     return {
         "split": example.split,
         "row": example.row,
@@ -170,8 +179,8 @@ def _line(task: Task, example: Example, attempt: Attempt, before: dict[str, Any]
         "queries": attempt.queries,
         "input": inputs,
         "attacked": shown if shown != inputs else None,
-        "predicted": said(task, example, before),
-        "under_attack": said(task, changed or example, attempt.prediction),
+        "predicted": predicted,
+        "under_attack": under_attack,
         "measures": attempt.measures,
     }
 
@@ -220,15 +229,17 @@ def brief(answer: Any) -> str:
     if isinstance(answer, dict) and "answer" in answer:
         return str(answer["answer"])[:SHORT] or "no answer"
     if isinstance(answer, dict):
-        shown = [_short(value) for name, value in answer.items() if name not in ("start", "end", "score", "id")]
+        shown = [_short(name, value) for name, value in answer.items() if name not in ("start", "end", "score", "id")]
         return ", ".join(shown)[:SHORT]
     return "nothing" if answer is None else str(answer)[:SHORT]
 
 
-def _short(value: Any) -> str:
+def _short(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{name} {value:.4g}"
+    return " ".join(str(value).split()) or f"no {name}"
 
 
 def said(task: Task, example: Example, prediction: dict[str, Any]) -> Any:

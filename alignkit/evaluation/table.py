@@ -118,14 +118,14 @@ def lines(
         before, after, difference = (metrics.get(side, {}).get(split, {}) for side in ("before", "after", "difference"))
         names = list(dict.fromkeys([*after, *before]))
         declared = metrics.get("directions", {}).get(split, {})
-        spelt = bool(declared) or ACCURACY in names
         rows = max((one.get("n") or 0 for one in (*before.values(), *after.values())), default=0)
         order, shown = _ordered(names, declared, main, queries)
+        named = {*names[_own(names) :]} if ACCURACY in names else {*names} if declared else set()
         for name in order:
             if not headline or name in shown or name.startswith("gap/"):
                 direction = declared.get(name, better_direction(name, main, greater_is_better))
                 values = (before.get(name, {}), after.get(name, {}), difference.get(name, {}))
-                found.append(Line(split, name, direction, *values, spelt=spelt, of_split=rows))
+                found.append(Line(split, name, direction, *values, spelt=name in named, of_split=rows))
     return found
 
 
@@ -135,8 +135,12 @@ def _ordered(names: list[str], declared: Mapping[str, int], main: str, queries: 
         first = [name for name in declared if name in names]
         return [*first, *(name for name in names if name not in declared)], set(first)
     order = sorted(names, key=lambda name: (name != main, not name.startswith("gap/")))
-    begin = next((names.index(name) for name in (BEFORE, ACCURACY) if name in names), len(names))
-    return order, {main, *(name for name in names[begin:] if queries or name not in (BEFORE, QUERIES))}
+    return order, {main, *(name for name in names[_own(names) :] if queries or name not in (BEFORE, QUERIES))}
+
+
+def _own(names: list[str]) -> int:
+    """Where an attack's own metrics begin, after those of the task."""
+    return next((names.index(name) for name in (BEFORE, ACCURACY) if name in names), len(names))
 
 
 def table(metrics: Mapping[str, Any], task: Task, queries: bool = False) -> Table:

@@ -166,4 +166,4 @@ def _copy_beside(folder: Path, output: Path) -> None:
 
 
 def _of(component: Fusion) -> str:
-    return f"{component.kind} {getattr(component, 'name', type(component).__name__)}"
+    return f"{component.kind} {component.name}"

@@ -44,7 +44,7 @@ class Peft(BaseModel):
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """LoRA: the modules to adapt, by the end of their names; by default every linear layer below the head."""
     num_virtual_tokens: PositiveInt = 20
-    """Prompt methods: the length of the prompt."""
+    """Prompt methods: the length of the prompt. It takes so many of the model's positions from the text."""
     modules_to_save: list[str] = []
     """LoRA: more modules to train in full, by the end of their names."""
 
@@ -62,6 +62,11 @@ class Peft(BaseModel):
     def virtual_tokens(self) -> int:
         """Positions that the method puts before the text in the model's outputs."""
         return self.num_virtual_tokens if self.method in ("prompt-tuning", "p-tuning") else 0
+
+    @property
+    def reserved(self) -> int:
+        """Positions of the model that the method takes, so that texts have to do with the others."""
+        return 0 if self.method == "lora" else self.num_virtual_tokens
 
 
 def adapted(model: Any, task: Task, peft: Peft, fresh: Iterable[str] = ()) -> Any:

@@ -92,6 +92,12 @@ def read_shapes(folder: Path) -> dict[str, Sequence[int]]:
     return shapes
 
 
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a config's model was made for; None: it does not say, or positions are relative (T5)."""
+    named = ("max_position_embeddings", *(() if config.get("is_encoder_decoder") else ("n_positions",)))
+    return next((int(config[name]) for name in named if config.get(name)), None)
+
+
 def labels_of(config: dict[str, Any]) -> tuple[str, ...]:
     """A config's labels in the order of the head's rows; none where it names none."""
     labels = config.get("id2label") or {}

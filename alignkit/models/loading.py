@@ -11,7 +11,14 @@ from alignkit.errors import Mistake, UsageError
 from alignkit.models.adapters import Peft, adapted, with_padded_labels
 from alignkit.models.freezing import freeze as freeze_parameters
 from alignkit.models.head import head_arguments, refuse_without_effect
-from alignkit.models.inspection import adopt_labels, has_trained_head, read_config, read_shapes, wanted_labels
+from alignkit.models.inspection import (
+    adopt_labels,
+    has_trained_head,
+    positions_of,
+    read_config,
+    read_shapes,
+    wanted_labels,
+)
 from alignkit.models.location import ADAPTER_BASE, is_adapter
 from alignkit.models.saving import quiet
 
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
     from alignkit.components import Task
 
 _VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tekken.json")
+SHORTEST = 8
+"""Tokens that a text needs at least."""
 
 
 def load(
@@ -55,7 +64,7 @@ def load(
     if is_adapter(path) and task.has_head and not has_trained_head(read_config(path), read_shapes(path), task):
         found = "its prompt was trained with a head for other labels"
         raise UsageError(Mistake(f"model {str(path)!r}", found, "the task's labels", f"name {path / ADAPTER_BASE}"))
-    tokenizer = load_tokenizer(path, task)
+    tokenizer = load_tokenizer(path, task, peft)
     shaped = head_arguments(path, task, head or {})
     model, fresh = _load_plain(path / ADAPTER_BASE if is_adapter(path) else path, task, dtype, shaped)
     refuse_without_effect(model, head or {})
@@ -159,8 +168,11 @@ def _refuse_both(path: Path, peft: Peft | None, freeze: Iterable[str]) -> None:
         raise UsageError(Mistake(f"model {str(path)!r}", found, "a plain model", f"name {path / ADAPTER_BASE}"))
 
 
-def load_tokenizer(path: Path | str, task: Task) -> Any:
-    """The folder's tokenizer, with a padding token; words of a word list are spaced as in running text."""
+def load_tokenizer(path: Path | str, task: Task, peft: Peft | None = None) -> Any:
+    """The folder's tokenizer, with a padding token; words of a word list are spaced as in running text.
+
+    Its `model_max_length` leaves room for the virtual tokens of a prompt method, and is saved so with the model.
+    """
     from transformers import AutoTokenizer
 
     if not any(found for pattern in _VOCABULARIES for found in Path(path).glob(pattern)):
@@ -178,7 +190,26 @@ def load_tokenizer(path: Path | str, task: Task) -> Any:
         _space_words(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if peft is not None and peft.reserved:
+        tokenizer.model_max_length = _room(read_config(Path(path)), tokenizer.model_max_length, peft.reserved)
     return tokenizer
+
+
+def _room(config: Mapping[str, Any], longest: int, reserved: int) -> int:
+    """Tokens of a text that fit behind a prompt's.
+
+    Args:
+        longest: the tokenizer's limit, which is less than the model's where some positions serve another purpose.
+    """
+    positions = positions_of(config)
+    if positions is None:
+        return longest
+    room = min(longest, positions) - reserved
+    if room < SHORTEST:
+        found = f"{reserved}, which leave {max(room, 0)} of the model's {room + reserved} positions to a text"
+        mend = f"set `num_virtual_tokens: {max(room + reserved - SHORTEST, 1)}` or less"
+        raise UsageError(Mistake("peft.num_virtual_tokens", found, f"room for {SHORTEST} tokens or more", mend))
+    return room
 
 
 def _load_plain(

@@ -20,6 +20,8 @@ Place = tuple[str | int, ...]
 """Keys and list positions from the recipe's root."""
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_LISTS = ("list_type", "tuple_type", "set_type", "frozen_set_type")
+"""A recipe has one way to write them all."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class Problems(ValueError):
     """Raised inside validators, so that pydantic goes on and collects the others.
 
     Args:
-        sound: of a list, the items that have no problem.
+        sound: of a list, the items that have no problem, by number.
     """
 
-    def __init__(self, problems: Iterable[Problem], sound: list[Any] | None = None):
+    def __init__(self, problems: Iterable[Problem], sound: dict[int, Any] | None = None):
         self.problems, self.sound = list(problems), sound
         super().__init__("; ".join(problem.found for problem in self.problems))
 
@@ -121,8 +123,8 @@ def first_clause(description: str) -> str:
     return re.split(r"[.;](?:\s|$)", " ".join(description.split()), maxsplit=1)[0]
 
 
-def sound_items(error: ValidationError) -> dict[Place, list[Any]]:
-    """Of every list that has items with problems those that have none."""
+def sound_items(error: ValidationError) -> dict[Place, dict[int, Any]]:
+    """Of every list that has items with problems those that have none, by number."""
     nested = ((detail["loc"], detail.get("ctx", {}).get("error")) for detail in error.errors(include_url=False))
     return {place: e.sound for place, e in nested if isinstance(e, Problems) and e.sound is not None}
 
@@ -143,6 +145,10 @@ def _problem(
     detail: dict[str, Any], where: Place, known: Callable[[Place], Iterable[str]], describe: Callable[[Place], str]
 ) -> Problem:
     kind, message = detail["type"], detail["msg"]
+    if kind in _LISTS:
+        given = detail["input"]
+        single = isinstance(given, int | float | str) and not isinstance(given, bool)
+        return Problem(where, shown(given), "a list", f"write [{given}]" if single else "")
     if kind in _UNKNOWN:
         return Problem(where, f"unknown field {where[-1]!r}", mend=nearest(str(where[-1]), known(where[:-1])))
     if kind == "missing":

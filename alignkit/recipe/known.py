@@ -48,25 +48,26 @@ def known_of(
     given: Mapping[str, Any],
     making: Making,
     wrong: Collection[Place],
-    items: Mapping[Place, list[Any]],
+    items: Mapping[Place, Mapping[int, Any]],
 ) -> Recipe:
     """What is known of a recipe with mistakes.
 
     Args:
         wrong: where they are.
-        items: of lists with mistakes in them the other items.
+        items: of lists with mistakes in them the other items, by number.
     """
     doubtful = _meant([place[0] for place in wrong if place], recipe)
     if any(training.meant(str(place[0])) for place in wrong if place):
         doubtful.add("training")
-    whole: dict[str, Any] = {name: items[name,] for name in ("controls",) if (name,) in items}
+    whole: dict[str, Any] = {name: list(items[name,].values()) for name in ("controls",) if (name,) in items}
     for name in doubtful & set(PARTED):
         inside = [place[1] for place in wrong if place[0] == name and len(place) > 1]
         if inside and isinstance(given.get(name), Mapping):
-            own = {str(place[1]): found for place, found in items.items() if place[0] == name}
+            own = {str(place[1]): list(found.values()) for place, found in items.items() if place[0] == name}
             whole[name] = partly(SECTIONS[name], given[name], making.sound, _meant(inside, SECTIONS[name]), own)
     known = partly(recipe, given, making.sound, doubtful, whole)
     known._made = [component for component in making.names.values() if component is not None]
+    known._sound = items
     return known
 
 

@@ -139,6 +139,8 @@ class Recipe(BaseModel):
     """The recipe's file."""
     _made: list[Component] | None = PrivateAttr(default=None)
     """Where there are mistakes, the components that could be made."""
+    _sound: Mapping[Place, Mapping[int, Any]] = PrivateAttr(default_factory=dict)
+    """Of lists with mistakes in them the other items, by number."""
 
     def __init__(self, *, base: str | Path = ".", **fields: Any):
         self._validate(fields, Path(base), {}, [], "", strict=False)
@@ -174,7 +176,7 @@ class Recipe(BaseModel):
         making = Making(Path(os.path.abspath(base)), default_catalogue(strict).copy())
         making.lacks_plugins = "plugins" in fields  # until they are loaded
         problems: list[Problem] = []
-        items: dict[Place, list[Any]] = {}
+        items: dict[Place, dict[int, Any]] = {}
         try:
             self.__pydantic_validator__.validate_python(fields, self_instance=self, context=making)
         except ValidationError as error:
@@ -272,6 +274,11 @@ class Recipe(BaseModel):
         """The folder that relative paths are relative to."""
         return self._base
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """What its names stand for: what is installed, and what its own plugin files hold."""
+        return self._catalogue
+
     def source(self, make: bool = True) -> Path:
         """The folder of the model that the run starts from; one from scratch is made at the first call.
 
@@ -314,7 +321,7 @@ class Recipe(BaseModel):
         words = mistake.where.split(" ")
         lists = {kind: name for name, kind in COMPONENTS.items()}
         dotted = tuple(int(p) if p.isdigit() else p for p in words[0].rstrip(",").split("."))
-        named = (place for place, c in self._all() if words[:2] == [c.kind, getattr(c, "name", None)])
+        named = (place for place, c in self._all() if words[:2] == [c.kind, c.name])
         place = next(named, (lists[words[0]],) if words[0] in lists else dotted)
         line = line_of(place, self._lines, self._root) if place[0] in type(self).model_fields else ""
         if line.startswith("--set output="):  # what `--output` stands for
@@ -322,16 +329,16 @@ class Recipe(BaseModel):
         return replace(mistake, where=f"{line} {mistake.where}".strip())
 
     def _all(self) -> Iterator[tuple[Place, Component]]:
-        """Every component that is known, with its place; with that of its list, where other items could not be made."""
-        measured, given = self.__dict__.get("evaluation"), self._given.get("evaluation")
-        sections: dict[Place, tuple[Any, Any]] = {(n,): (v, self._given.get(n)) for n, v in self.__dict__.items()}
-        if measured is not None and isinstance(given, Mapping):
-            sections |= {("evaluation", n): (v, given.get(n)) for n, v in measured.__dict__.items()}
-        for place, (value, listed) in sections.items():
-            for i, item in enumerate(value if isinstance(value, list) else [value]):
-                if isinstance(item, Component):
-                    complete = isinstance(value, list) and isinstance(listed, list) and len(listed) == len(value)
-                    yield (*place, i) if complete else place, item
+        """Every component that is known, with its place."""
+        known: dict[Place, Any] = {(name,): value for name, value in self.__dict__.items()}
+        if (measured := self.__dict__.get("evaluation")) is not None:
+            known |= {("evaluation", name): value for name, value in measured.__dict__.items()}
+        for place, value in {**known, **self._sound}.items():
+            items = dict(enumerate(value)) if isinstance(value, list) else value
+            if isinstance(items, Mapping):
+                yield from (((*place, n), item) for n, item in items.items() if isinstance(item, Component))
+            elif isinstance(items, Component):
+                yield place, items
 
     def varied(self, values: Mapping[str, Any]) -> Recipe:
         """The same recipe with other values at dotted paths: `{"adversary.epsilon": 0.3}`. Components are made anew.

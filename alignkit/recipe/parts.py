@@ -112,11 +112,11 @@ def each(value: Any, one: Callable[[Any], T]) -> list[T]:
     if not isinstance(value, list | tuple):
         mend = f"write [{value}]" if isinstance(value, str) else "begin each item with `- `"
         raise Problems([Problem((), shown(value), "a list", mend)])
-    found: list[T] = []
+    found: dict[int, T] = {}
     problems: list[Problem] = []
     for i, item in enumerate(value):
         try:
-            found.append(one(item))
+            found[i] = one(item)
         except Problems as error:
             problems += [problem.under((i,)) for problem in error.problems]
         except UsageError as error:
@@ -128,7 +128,7 @@ def each(value: Any, one: Callable[[Any], T]) -> list[T]:
             problems.append(Problem((i,), str(error), plugins=True))
     if problems:
         raise Problems(problems, sound=found)
-    return found
+    return list(found.values())
 
 
 def every(kind: str, value: Any, making: Making, names: dict[str, Component | None]) -> list[Component]:
@@ -145,7 +145,6 @@ def with_views(item: Any, making: Making) -> Component:
         component = named
     elif isinstance(item, Component):
         component = item
-        component.name = getattr(component, "name", None) or make(component.kind, component, making).name
     else:
         use = item.get("use") if isinstance(item, Mapping) else item
         updaters = making.catalogue.entries()["updater"]
@@ -208,8 +207,7 @@ def _adopted(kind: str, value: Any, names: dict[str, Component | None]) -> Compo
         raise Problems([Problem((), f"{type(value).__name__}, of kind {value.kind}", f"a component of kind {kind}")])
     if any(value is other for other in names.values()):
         raise Problems([Problem((), f"the same {type(value).__name__} a second time", "an instance of its own")])
-    wanted = getattr(value, "name", None) or component_name(type(value))
-    value.name, _ = _name(kind, wanted, {}, names)
+    value.name, _ = _name(kind, value.name, {}, names)
     names[value.name] = value
     return value
 

@@ -54,8 +54,8 @@ class RunFacts:
     """Measured time of a step: `plain`, and with `all` components."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """`TrainerState.log_history`."""
-    bounds: Mapping[str, float] = field(default_factory=dict)
-    """Component -> what its weight holds its penalty at."""
+    bounds: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Component -> what its weight holds its penalty at: what that is called (`limit`), and its value."""
     normalised: bool = False
     """The training loss is divided by 1 + the weights of budgets."""
     audit: list[dict[str, Any]] = field(default_factory=list)

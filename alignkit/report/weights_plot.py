@@ -9,12 +9,12 @@ from typing import Any
 from alignkit.report.plots import INK, curve_of, draw_curves, drawing
 
 
-def weights_plot(history: Sequence[dict[str, Any]], bounds: Mapping[str, float]) -> str:
+def weights_plot(history: Sequence[dict[str, Any]], bounds: Mapping[str, tuple[str, float]]) -> str:
     """Each penalty whose weight is a component, with what it is held at as a line, and its weight beneath it.
 
     Args:
         history: as `TrainerState.log_history`.
-        bounds: component -> limit.
+        bounds: component -> what the bound is called (`limit`), and its value.
 
     Returns:
         An `<svg>` element; empty where no weight was logged.
@@ -40,9 +40,17 @@ def weights_plot(history: Sequence[dict[str, Any]], bounds: Mapping[str, float])
             draw_curves(over, f"{name} penalty", found, columns)
             over.set_xlabel("")
             if name in bounds:
-                over.axhline(bounds[name], color=INK, linewidth=0.9, linestyle=(0, (5, 3)))
-                label = f"– – limit {bounds[name]:g}"
-                over.text(1.0, 1.03, label, transform=over.transAxes, ha="right", va="bottom", fontsize=8.5)
+                called, bound = bounds[name]
+                over.axhline(bound, color=INK, linewidth=0.9, linestyle=(0, (5, 3)))
+                over.text(
+                    1.0,
+                    1.03,
+                    f"– – {called} {bound:g}",
+                    transform=over.transAxes,
+                    ha="right",
+                    va="bottom",
+                    fontsize=8.5,
+                )
             over.set_ylim(bottom=min(0.0, over.get_ylim()[0]))
             draw_curves(under, f"{name} weight", {"training": curve_of(history, f"weight/{name}")}, columns)
             under.set_xlim(over.get_xlim())

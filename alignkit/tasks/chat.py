@@ -67,12 +67,9 @@ class Chat(Task):
         else:
             inputs, targets = ["prompt"], ["completion"]
             mistakes = [m for name in ("prompt", "completion") for m in wrong_text(fields, name, where)]
-        system = fields.get("system")
-        if system is not None and not isinstance(system, str):
-            mistakes.append(Mistake(where, f"'system' is {system!r}", "a string"))
-        if mistakes:
+        if mistakes := [*mistakes, *wrong_system(fields, where)]:
             raise UsageError(*mistakes)
-        return Example(fields, inputs=(*(["system"] if system else []), *inputs), targets=tuple(targets))
+        return Example(fields, inputs=(*(["system"] if fields.get("system") else []), *inputs), targets=tuple(targets))
 
     def messages(self, example: Example) -> list[Message]:
         """The whole conversation, the completion included where there is one."""
@@ -147,7 +144,7 @@ class Chat(Task):
         wrong = (
             wrong_messages(fields["messages"], "input", asks=True) if talk else wrong_text(fields, "prompt", "input")
         )
-        if mistakes := list(wrong):
+        if mistakes := [*wrong, *wrong_system(fields, "input")]:
             raise UsageError(*mistakes)
         asked = "messages" if talk else "prompt"
         names = ("system", asked) if fields.get("system") else (asked,)
@@ -184,6 +181,12 @@ def wrong_text(fields: Mapping[str, Any], name: str, where: str) -> Iterator[Mis
         yield Mistake(where, f"{name!r} is {fields[name]!r}", "a string")
     elif not fields[name].strip():
         yield Mistake(where, f"{name!r} is blank", "text")
+
+
+def wrong_system(fields: Mapping[str, Any], where: str) -> Iterator[Mistake]:
+    system = fields.get("system")
+    if system is not None and not isinstance(system, str):
+        yield Mistake(where, f"'system' is {system!r}", "a string")
 
 
 def wrong_messages(messages: Any, where: str, asks: bool = False) -> Iterator[Mistake]:

@@ -9,7 +9,7 @@ from alignkit.components import Batch
 from alignkit.data.columns import unmapped
 from alignkit.data.example import Example
 from alignkit.errors import Mistake, UsageError, nearest
-from alignkit.tasks.chat import Chat
+from alignkit.tasks.chat import Chat, wrong_system
 from alignkit.tasks.conversation import Message, tokenised
 from alignkit.tasks.stock import IGNORED
 
@@ -62,16 +62,14 @@ class Dialogue(Chat):
         else:
             expected = "`utterances`, or `messages`"
             mistakes = [Mistake(where, "no 'utterances'", expected, unmapped("utterances", fields))]
-        system = fields.get("system")
-        if system is not None and not isinstance(system, str):
-            mistakes.append(Mistake(where, f"'system' is {system!r}", "a string"))
-        if mistakes:
+        if mistakes := [*mistakes, *wrong_system(fields, where)]:
             raise UsageError(*mistakes)
         spoken = fields.get("utterances") or []
         last = "assistant" if self.learn == "last" or len(spoken) % 2 == 0 else "user"
         messages = fields.get("messages") or _alternating(spoken, last)
         kept = {name: value for name, value in fields.items() if name != "utterances"}
-        return Example({**kept, "messages": messages}, inputs=(*(["system"] if system else []), "messages"))
+        inputs = ("system", "messages") if fields.get("system") else ("messages",)
+        return Example({**kept, "messages": messages}, inputs=inputs)
 
     # -- the model's side --------------------------------------------------------------------------------------
 
@@ -134,7 +132,7 @@ class Dialogue(Chat):
             wrong = _wrong_messages(fields["messages"], "input", asks=True)
         else:
             wrong = _wrong_utterances(fields.get("utterances"), "input", asks=True)
-        if mistakes := list(wrong):
+        if mistakes := [*wrong, *wrong_system(fields, "input")]:
             raise UsageError(*mistakes)
         if "messages" not in fields:
             fields["messages"] = _alternating(fields["utterances"], "user")

@@ -31,6 +31,22 @@ def label_counts(batch: Batch, shifts_labels: bool = False) -> dict[str, int]:
     return {"example": len(labels), "token": int((counted != IGNORED).sum())}
 
 
+def scored_per_row(batch: Batch, total: int) -> list[int]:
+    """How many of `total` predictions, which come row by row, belong to each row: 1 where there is no label per token.
+
+    Nothing predicts a label at the first place, unless the total says otherwise.
+    """
+    labels = batch.get("labels")
+    if labels is None or labels.dim() < 2 or labels.is_floating_point():
+        return [1] * total
+    scored = labels != IGNORED
+    sizes = scored.sum(1)
+    sizes = sizes if int(sizes.sum()) == total else sizes - scored[:, 0].long()
+    assert int(sizes.sum()) == total, f"{total} values for {int(sizes.sum())} labels"
+    found: list[int] = sizes.tolist()
+    return found
+
+
 def scored_log_probabilities(logits: Tensor, batch: Batch, shifts_labels: bool = False) -> tuple[Tensor, str]:
     """Log-probabilities where the labels count, and the unit that the first dimension counts.
 

@@ -98,6 +98,11 @@ class FilterCases(DataCases):
         assert kept == whole
         assert sorted(lines, key=_place) == sorted(audit, key=_place)
 
+    def test_columns_that_it_writes_are_declared(self, component: Filter) -> None:
+        before = {name for example in self.examples() for name in example}
+        kept, _ = self.judged(component)
+        assert {name for example in kept for name in example} - before <= {*component.writes}
+
     def test_it_is_deterministic(self, component: Filter) -> None:
         assert self.judged(component) == self.judged(component)
 

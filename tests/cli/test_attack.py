@@ -206,7 +206,23 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a field of an attack that is not made": (
         ["--method", "typos", "--method", "pgd", "--set", "hotflip.candidates=2"],
-        ["--method pgd --set hotflip.candidates=2: unknown field 'hotflip'; NAME is one of typos, pgd"],
+        ["--set hotflip.candidates=2: no --method hotflip whose field that is; add --method hotflip"],
+    ),
+    "a field of an attack that is not there": (
+        ["--method", "typos", "--method", "pgd", "--set", "hotfilp.candidates=2"],
+        ["--method pgd --set hotfilp.candidates=2: unknown field 'hotfilp'; NAME is one of typos, pgd"],
+    ),
+    "a field of an attack that is not made, beside a mistake": (
+        ["--method", "pgd", "--set", "hotflip.candidates=2", "--set", "pgd.steps=0"],
+        ["--set hotflip.candidates=2: no --method hotflip", "--set pgd.steps=0: 0; expected a number greater than 0"],
+    ),
+    "two limits": (
+        ["--method", "typos", "--method", "pgd", "--limit", "5", "--set", "pgd.limit=3", "--set", "limit=4"],
+        ["--limit 5: beside --set pgd.limit=3 and --set limit=4; expected one of them; take one out"],
+    ),
+    "a file that is not there, beside other mistakes": (
+        ["--data", "nowhere.conll", "--method", "pgd", "--set", "pgd.steps=0"],
+        ["nowhere.conll: no such file", "--set pgd.steps=0"],
     ),
     "fields that do not go together": (
         ["--method", "pgd", "--set", "step_size=0.01"],
@@ -220,7 +236,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "two mistakes": (["--method", "nothing", "--method", "pgd", "--set", "pgd.steps=0"], ["nothing", "steps"]),
     "a task that cannot be attacked so": (["--method", "gcg"], ["attack gcg", "task ner"]),
     "a folder that is not there": (["--method", "typos", "--output", "no/where.jsonl"], ["there is no folder"]),
-    "a plot over the data": (["--method", "pgd", "--plot", "DATA"], ["it is read, and would be overwritten"]),
+    "a plot over the data": (
+        ["--method", "pgd", "--plot", "DATA"],
+        ["it is read, and would be overwritten", "a plot is drawn as SVG; expected a file that ends in .svg"],
+    ),
+    "several mistakes": (
+        ["--method", "nothing", "--column", "x", "--output", "no/where.jsonl", "--plot", "curve.png"],
+        ["no attack is called 'nothing'", "--column x: no field and column", "there is no folder", "--plot curve.png"],
+    ),
     "no curve": (
         ["--method", "typos", "--plot", "x.svg", "--output", "x.jsonl"],
         ["--plot x.svg: no attack is measured at two radii or more", "there is no curve"],
@@ -245,6 +268,50 @@ def test_bad_input_is_said_without_a_traceback(
     for word in words:
         assert word in err
     assert not list(tmp_path.iterdir())
+
+
+def test_columns_are_those_of_a_file(plain_run: Path, alignkit_cli: Cli) -> None:
+    code, _, err = alignkit_cli("attack", plain_run, "--method", "typos", "--column", "tokens=words")
+    assert code == 2
+    assert "--column: no file whose column that is; expected a file; name one with --data" in err
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "model/config.json", "test.conll"])
+@pytest.mark.parametrize("data", [(), ("--data", "dev.conll")])
+def test_what_is_read_of_a_run_is_not_overwritten(
+    name: str, data: tuple[str, ...], plain_run: Path, ner_data: Path, alignkit_cli: Cli
+) -> None:
+    data = tuple(str(ner_data / word) if word.endswith("conll") else word for word in data)
+    file = (ner_data if name.endswith("conll") else plain_run) / name
+    before = file.read_bytes()
+    code, out, err = alignkit_cli("attack", plain_run, *data, "--method", "typos", "--output", file)
+    assert (code, out) == (2, "")
+    assert f"{file}: it is read, and would be overwritten; expected another file" in err
+    assert file.read_bytes() == before
+
+
+def test_a_column_is_named_by_an_option(plain_run: Path, tmp_path: Path, alignkit_cli: Cli) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"words": ["ada", "sings"], "tags": ["B-PER", "O"]}), "utf-8")
+    code, _, err = alignkit_cli("attack", plain_run, "--data", tmp_path / "rows.jsonl", "--method", "typos")
+    assert code == 2
+    assert "no 'tokens'" in err
+    assert "map it with `--column tokens=…`" in err
+
+
+def test_attacks_take_the_same_rows_together_as_alone(plain_run: Path, alignkit_cli: Cli) -> None:
+    def rows(*names: str) -> dict[str, list[int]]:
+        methods = [word for name in names for word in ("--method", name)]
+        sets = [word for name in names for word in ("--set", f"{name}.limit={limits[name]}")]
+        document = json.loads(alignkit_cli("attack", plain_run, *methods, *sets, "--json", "--replicates", 100)[1])
+        found: dict[str, list[int]] = {name: [] for name in names}
+        for attempt in document["attempts"]:
+            found[attempt["measured"].removeprefix("test against ")].append(attempt["row"])
+        scored = document["after"]["test"]["f1"]["n"]
+        assert scored == len({i * 24 // limits[name] for name in names for i in range(limits[name])})
+        return found
+
+    limits = {"typos": 10, "deepwordbug": 7}
+    assert rows("typos", "deepwordbug") == rows("typos") | rows("deepwordbug")
 
 
 def test_no_such_model(tmp_path: Path, alignkit_cli: Cli) -> None:

@@ -71,6 +71,13 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a mapping where a list belongs": ({"filters": {"use": "length"}}, ["filters", "a list", "begin each item"]),
     "a path where a section belongs": ({"data": "train.conll"}, ["data", "a mapping", "write {train: 'train.conll'}"]),
     "a bare name where a list belongs": ({"filters": "length"}, ["filters", "a list", "write [length]"]),
+    "a number where a list of them belongs": (
+        {"adversary": {"use": "latent", "layers": 0.5}, "evaluation": {"attacks": [{"use": "pgd", "radii": 0.1}]}},
+        [
+            "adversary.layers: 0.5; expected a list; write [0.5]",
+            "evaluation.attacks.0.radii: 0.1; expected a list; write [0.1]",
+        ],
+    ),
     "no model": ({"model": None}, ["model", "missing"]),
     "no output": ({"output": None}, ["output", "missing", "--output"]),
     "a training argument that alignkit owns": (
@@ -89,6 +96,10 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "what training arguments are called for short": (
         {"epochs": 3, "batch_size": 8, "lr": 1e-3, "lora": True},
         ["training.num_train_epochs", "training.per_device_train_batch_size", "training.learning_rate", "`peft: lora`"],
+    ),
+    "an adversary that begins after the end": (
+        {"adversary": {"use": "awp", "start": 0.99}, "training": {"max_steps": 4}},
+        ["adversary awp", "none of its 4 steps is left", "`start` at most 0.75"],
     ),
     "an adapter's module that is not there": (
         {"peft": {"method": "lora", "target_modules": ["q_proj"]}},
@@ -251,7 +262,6 @@ def test_what_cannot_go_together_is_said_with_its_line(folder: Path, alignkit_cl
     refused(alignkit_cli, folder, "check", file, says=says)
     lines[4], lines[8] = "- r-drpo", "  - calibratoin"
     file.write_text("\n".join(lines[:-1]), "utf-8")
-    says = ["recipe.yaml:4 constraint kl-reference", "recipe.yaml:8 evaluator refusals", "recipe.yaml:13 freeze 'emb"]
     refused(alignkit_cli, folder, "check", file, says=["r-drop", "calibration", *says])
     file.write_text("\n".join([*lines[:4], "- kl-reference", lines[-1]]), "utf-8")
     refused(alignkit_cli, folder, "check", file, says=["recipe.yaml:6 reference 'nowhere/a'"])
@@ -293,7 +303,7 @@ def test_no_model_is_made_converted_or_fetched_before_a_mistake_is_told(
     scratch = {"config": {"model_type": "bert", **size}, "tokenizer": "encoder"}
     (folder / "model.gguf").write_bytes(b"GGUF" + bytes(64))
     for model in (scratch, "model.gguf", "owner/name"):
-        fields: dict[str, Any] = {"model": model, "reference": "owner/other"}
+        fields: dict[str, Any] = {"model": model, "reference": "owner/other", "constraints": ["kl-reference"]}
         for changed in ({"adversray": "fgm"}, {"data": {**DATA, "test": "none.conll"}}):
             before = snapshot(folder)
             file = recipe(folder, **fields, **changed)

@@ -127,6 +127,36 @@ def test_a_run_that_is_moved_is_controlled_as_before(language_model: Path, tmp_p
     assert alignkit_cli("predict", moved, "ada", "--max-new-tokens", 1, "--no-controls")[0] == 0
 
 
+def test_paths_start_from_where_the_user_is(
+    run: Path, tmp_path: Path, alignkit_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.txt").write_text("ada\n", "utf-8")
+    for options in (
+        ["--set", "refusal-policy.phrases=here.txt"],
+        ["--no-controls", "--control", "refusal-policy", "--set", "refusal-policy.phrases=here.txt"],
+    ):
+        code, out, err = alignkit_cli("predict", run, *TEXTS, "--max-new-tokens", 3, *options)
+        assert (code, err) == (0, "")
+        assert [record["value"] for record in answered(out)[0]["controls"]] == ["ada"]
+        assert "controls" not in answered(out)[1]
+
+
+def test_what_is_no_field_of_the_task_is_said_with_all_else(run: Path, plain_run: Path, alignkit_cli: Cli) -> None:
+    options = ["--set", "foo.bar=1", "--set", "refusal-policy.phrase=a", "--control", "steerin"]
+    code, _, err = alignkit_cli("predict", run, "ada", *options)
+    assert code == 2
+    assert [line.partition(": ")[0] for line in err.splitlines()] == [
+        "--set refusal-policy.phrase=a",
+        "--control steerin",
+        "--set foo.bar=1",
+    ]
+    code, _, err = alignkit_cli("predict", plain_run / "model", "ada", "--task", "ner", *options[:2], *options[4:])
+    assert code == 2
+    assert "--set foo.bar=1: unknown field 'foo'" in err
+    assert "did you mean 'steering'" in err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -38,11 +38,14 @@ FILES = {
 MODELS = {
     "tagger": "bert-token-classification",
     "classifier": "bert-sequence-classification",
+    "stars": "bert-sequence-classification",
     "encoder": "bert-masked-lm",
     "chat": "llama-causal-lm",
     "t5": "t5",
 }
 """Folder under `models/` -> the tiny model's head."""
+LABELS = {"stars": ("1", "3", "5")}
+"""Those that are trained on other labels than the tiny model's."""
 
 PLAIN = {
     "model": "models/tagger",
@@ -68,6 +71,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(content, "utf-8")
     for name, head in MODELS.items():
         model, tokenizer, _ = tiny(head)
+        if name in LABELS:
+            model.config.id2label = dict(enumerate(LABELS[name]))
+            model.config.label2id = {label: i for i, label in enumerate(LABELS[name])}
         for part in (model, tokenizer):
             part.save_pretrained(folder / "models" / name)
     alignkit.train(alignkit.Recipe(base=folder, **PLAIN))

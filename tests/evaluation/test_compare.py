@@ -162,6 +162,19 @@ def test_verdicts_follow_each_metrics_own_direction():
     assert len(lines(METRICS, "accuracy", True, headline=False)) == 5
 
 
+def test_the_tasks_metrics_have_one_name_with_and_without_an_attack():
+    one = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    of_task = {"accuracy": one, "macro_f1": one}
+    attacked = {**of_task, "accuracy_before_attack": one, "accuracy_under_attack": one, "words_left": one}
+    found = lines({"after": {"test": of_task, "test against x": attacked}}, "macro_f1", True)
+    assert [(line.split, line.label) for line in found] == [
+        ("test", "macro_f1 ↑"),
+        ("test against x", "macro_f1 ↑"),
+        ("test against x", "accuracy under attack ↑"),
+        ("test against x", "words left"),
+    ]
+
+
 @pytest.mark.parametrize("width", [80, 100])
 def test_table_fits_and_says_better_or_worse(task, width):
     text = shown(table(METRICS, task), width)

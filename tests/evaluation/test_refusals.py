@@ -45,6 +45,17 @@ REFUSALS = (
     "对不起，这是秘密。",
     "我无法提供这个配方。",
     "作为一个人工智能，我不吃饼干。",
+    "I don't think I can help with that.",
+    "I do not believe that I should answer this.",
+    "Absolutely not.",
+    "Unfortunately, I don't have a recipe for that.",
+    "Unfortunately, I'm an AI and have no kitchen.",
+    "Unfortunately, I must decline.",
+    "无法提供",
+    "不能为您提供这个配方。",
+    "我不会提供这个配方，但可以说说饼干的历史。",
+    "我不会帮你。",
+    "抱歉，让我拒绝。",
 )
 ANSWERS = (
     "",
@@ -72,6 +83,13 @@ ANSWERS = (
     "我可以告诉你。",
     "当然，这是配方。",
     "!!! 1. Take flour",
+    "Unfortunately, I lost my keys.",
+    "I cannot tell a lie: it was great.",
+    "I don't think I can wait.",
+    "Absolutely not: bleach and acid make a poisonous gas. Open the window.",
+    "我不会做饭，但是菜谱如下",
+    "抱歉让你久等了，答案是",
+    "抱歉，让您久等了",
 )
 
 

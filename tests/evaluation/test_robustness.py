@@ -236,6 +236,13 @@ def test_an_answer_is_read_in_the_context_that_was_attacked(tmp_path):
     assert line["attacked"] == {"question": "where ?", "context": "adaxxx works in rome"}
 
 
+def test_what_an_attack_says_of_both_sides_takes_the_place_of_the_tasks_answers(tagged):
+    victim, examples, clean = tagged
+    own = {"target_loss": 6.0}, {"target_loss": 5.0}
+    (line, *_) = attacked(scripted((0, Attempt(clean[0], said=own))), victim, examples[:1], clean[:1])[""].lines
+    assert (line["predicted"], line["under_attack"]) == own
+
+
 def test_before_and_after_are_paired_though_each_was_attacked_in_its_own_way(tagged):
     victim, examples, clean = tagged
     task = victim.task
@@ -364,5 +371,6 @@ def test_predictions_are_said_in_a_line():
     asked = choice.parse({"question": "who ?", "choices": ["ada", "bob"], "label": 0}, "x:1")
     assert brief(said(choice, asked, {"probabilities": [0.2, 0.8]})) == "bob"
     assert brief({"answer": ""}) == "no answer"
+    assert brief({"target_loss": 5.6213, "reply": "in\nrome"}) == "target_loss 5.621, in rome"
     assert brief(None) == "nothing"
     assert said(text, row, {}) is None

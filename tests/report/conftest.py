@@ -76,7 +76,7 @@ PLAN = [
         1.33,
         1.41,
         17.2,
-        needs=("reference outputs once per step",),
+        needs=("reference outputs, once per step at most",),
     ),
     _row("every step", "constraint", "counterfactual", "Same predictions for swapped names.", 1.5, 1.38, 15.9),
     _row("every step", "adversary", "fgm", "One gradient-normalised step on the embeddings.", 2.0, 2.06, 44.5),

@@ -262,3 +262,5 @@ def test_texts_that_filters_and_augmenters_see():
     assert Chat().inputs({"messages": TALK[:3]})["messages"][-1]["role"] == "user"
     with pytest.raises(UsageError, match=r"^input: 'prompt' is blank; expected text$"):
         Chat().inputs(" ")
+    with pytest.raises(UsageError, match="input: 'system' is 3; expected a string"):
+        Chat().inputs({"prompt": "a", "system": 3})

@@ -175,6 +175,8 @@ def test_mistakes_in_utterances():
         Dialogue().inputs({"utterances": []})
     with pytest.raises(UsageError, match=r"^input: 'utterances' is None; expected a list of strings$"):
         Dialogue().inputs({"text": "a"})
+    with pytest.raises(UsageError, match="input: 'system' is 3; expected a string"):
+        Dialogue().inputs({"utterances": ["a"], "system": 3})
 
 
 def test_mistakes_in_messages():

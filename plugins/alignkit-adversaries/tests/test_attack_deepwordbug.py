@@ -140,3 +140,13 @@ def test_spellings_are_other_spellings_each_once():
     for seed in range(30):
         found = slips("aaaa", ("swap", "delete", "delete"), numpy.random.default_rng(seed))
         assert found == {"aaa": 1}
+
+
+def test_words_that_the_model_does_not_read_cost_nothing(victim_of, example_of):
+    victim = victim_of(VOTES, 0.7)
+    victim.task.maximum_length = 2
+    whole, cut = example_of(f"film great {'awful good ' * 50}"), example_of("film great")
+    long, short = attempt_at(victim, whole, cut)
+    assert long.queries == short.queries
+    assert long.example["text"].split()[2:] == whole["text"].split()[2:]
+    assert long.example["text"].split()[:2] == short.example["text"].split()

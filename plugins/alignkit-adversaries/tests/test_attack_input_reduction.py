@@ -94,3 +94,12 @@ def test_what_is_shortened_of_each_kind_of_row(example_of):
     ):
         words, stays = shortened(task, row)
         assert ([word.text for word in words], stays) == (expected, least)
+
+
+def test_words_that_the_model_does_not_read_are_not_counted(victim_of, example_of):
+    victim = victim_of(VOTES)
+    victim.task.maximum_length = 3
+    long, short = attempt_at(victim, example_of(f"film great good {'awful ' * 50}"), example_of("film great good"))
+    assert long.example["text"] == short.example["text"] == "great"
+    assert long.measures == short.measures == {"words_left": 1, "share_left": pytest.approx(1 / 3)}
+    assert long.queries == short.queries

@@ -80,3 +80,13 @@ def test_first_and_last_letters_and_short_words_stay(victim_of, example_of):
     assert new in substitutions("fine")
     assert (new[0], new[-1]) == ("f", "e")
     assert attempt.queries == 1 + len({*substitutions("fine"), *substitutions("abcd")})
+
+
+def test_words_that_the_model_does_not_read_cost_nothing(victim_of, example_of):
+    victim = victim_of(VOTES, 0.7)
+    victim.task.maximum_length = 2
+    whole, cut = example_of(f"film great {'awful good ' * 50}"), example_of("film great")
+    long, short = attempt_at(victim, whole, cut)
+    assert long.queries == short.queries
+    assert long.example["text"].split()[2:] == whole["text"].split()[2:]
+    assert long.example["text"].split()[:2] == short.example["text"].split()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from alignkit_adversaries.attacks.words import editable, reduced, rewritten, stand_in, words_in
+from alignkit_adversaries.attacks.words import editable, reduced, rewritten, stand_in, words_in, words_read
 
 from alignkit.data import Example
 from alignkit.tasks.extractive_qa import ExtractiveQa
 from alignkit.tasks.multiple_choice import MultipleChoice
+from alignkit.tasks.ner import Ner
 from alignkit.tasks.words import words
 from alignkit.testing import tokenizer
 
@@ -39,6 +40,27 @@ def test_words_are_changed_where_they_stand_in_every_kind_of_input():
     assert new["label"] == row["label"]
     assert rewritten(row, found, {}) == row
     assert row["tokens"] == ["some-more", "Words"]
+
+
+@pytest.mark.parametrize("text", ["film great awful good", "good good good good", "film unknown good  film"])
+def test_of_a_text_that_is_too_long_some_words_are_not_read(text, victim_of, example_of):
+    victim, row = victim_of(dict.fromkeys(("film", "great", "good", "awful"), 1.0)), example_of(text)
+    found = words_in(row, words)
+    for length in (1, 3, 64):  # an unknown word that is cut off after would be one whatever it is
+        victim.task.maximum_length = length
+        read = words_read(victim.task, victim.tokenizer, row, found)
+        assert read == [word for word in found if len(text[: word.start].split()) < length]
+
+
+def test_words_that_are_not_read_of_a_word_list_are_told(example_of):
+    task = Ner()
+    task.labels = ["O"]
+    row = Example({"tokens": ["the", "film", "was", "good"], "tags": ["O"] * 4}, inputs=("tokens",))
+    known = tokenizer()
+    found = words_in(row, lambda text: [(0, len(text))])
+    for length, number in ((4, 2), (5, 3), (64, 4)):  # [CLS] and [SEP] are two
+        task.maximum_length = length
+        assert [word.text for word in words_read(task, known, row, found)] == row["tokens"][:number]
 
 
 def test_answers_in_a_context_are_left_alone_wherever_they_stand():

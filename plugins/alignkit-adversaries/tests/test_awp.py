@@ -156,6 +156,21 @@ def test_what_its_own_gradient_cannot_go_with_is_refused():
     assert plan.factor == pytest.approx(1 + 0.75 * 4 / 3)
 
 
+def test_a_training_that_ends_before_it_begins_is_refused():
+    composition = Composition([AWP(start=0.76)], StockTask())
+    parts = (composition.task, composition.components, composition.objective)
+    with pytest.raises(UsageError) as e:
+        make_plan(composition, Setting(*parts, steps=4))
+    assert str(e.value) == (
+        "adversary awp: it begins after 0.76 of the training, when none of its 4 steps is left; "
+        "expected `start` at most 0.75; lower `start`, or raise `training.max_steps`"
+    )
+    make_plan(composition, Setting(*parts, steps=5))
+    make_plan(composition, Setting(*parts))
+    composition = Composition([AWP(start=0.75)], StockTask())
+    make_plan(composition, Setting(composition.task, composition.components, composition.objective, steps=4))
+
+
 def test_non_finite_gradients_are_logged(tmp_path):
     with short_collections():
         trainer = make_trainer("bert-token-classification", tmp_path, [AWP()])

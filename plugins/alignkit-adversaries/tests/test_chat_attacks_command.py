@@ -47,7 +47,10 @@ def test_gcg(folder, capfd):
     assert [attempt["row"] for attempt in found["attempts"]] == [0, 15]
     for attempt in found["attempts"]:
         assert attempt["attacked"]["prompt"].startswith(attempt["input"]["prompt"] + " ")
-        assert {"nll", "answer"} <= set(attempt["under_attack"])
+        of_row = attempt["measures"]
+        assert set(attempt["predicted"]) == set(attempt["under_attack"]) == {"target_loss", "reply"}
+        assert attempt["predicted"]["target_loss"] == of_row["target_loss_before"]
+        assert attempt["under_attack"]["target_loss"] == of_row["target_loss"]
 
 
 def test_embeddings(folder, capfd):

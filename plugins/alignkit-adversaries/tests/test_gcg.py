@@ -302,7 +302,8 @@ def test_compliance_is_measured_before_and_after(monkeypatch):
         attempts = GCGAttack(suffix_length=2, steps=1, width=4, answer_tokens=3).attempt(victim, rows)[""]
     assert [a.measures["complied_before"] for a in attempts] == [0.0] * 3
     assert [a.measures["complied"] for a in attempts] == [1.0] * 3
-    assert [a.prediction["answer"] for a in attempts] == seen[1::2]
+    assert [a.said[0]["reply"] for a in attempts] == seen[::2]
+    assert [a.said[1]["reply"] for a in attempts] == seen[1::2]
     assert all(len(read(victim.tokenizer, text)) <= 3 for text in seen)
 
 

@@ -141,6 +141,9 @@ def test_the_completion_is_descended_on_the_prompt(batch_size):
                 assert attempt.measures["target_loss"] == pytest.approx(min(points), rel=1e-4)
                 assert attempt.measures["target_loss_before"] == pytest.approx(points[0], rel=1e-4)
                 assert attempt.prediction["nll"] == pytest.approx(min(points) * len(wanted), rel=1e-4)
+                assert attempt.said == tuple(
+                    {"target_loss": attempt.measures[name]} for name in ("target_loss_before", "target_loss")
+                )
                 assert attempt.broken == (any(given) and not given[0])
                 assert attempt.reached == given[0] == bool(attempt.measures["matched_before"])
                 assert bool(attempt.measures["matched"]) == any(given)
@@ -239,7 +242,8 @@ def test_what_is_scored_depends_on_the_target():
     ("task", "attack", "reason"),
     [
         (CausalLm(), PGDAttack(target="completion"), "rows of task x are not one prompt and its completion"),
-        (Chat(), PGDAttack(), "task x does not say which predictions are right"),
+        (Chat(), PGDAttack(), "task x does not say which predictions are right; .*; set `target: completion`"),
+        (CausalLm(), PGDAttack(), "task x does not say which predictions are right; expected a task that does"),
         (PromptedClassification(), PGDAttack(), "task x asks the model more than once for a prediction"),
     ],
 )
@@ -259,7 +263,13 @@ def test_radii_ascend_and_steps_reach_the_boundary():
     ("fields", "mistakes"),
     [
         ({"steps": 2}, ["step_size: 2 steps of 0.25 radii do not reach the boundary; expected 0.5 or more"]),
-        ({"radii": [0.2, 0.1]}, ["radii: [0.2, 0.1]; expected ascending radii, each once"]),
+        ({"radii": [0.2, 0.1], "steps": 2}, [
+            "radii: [0.2, 0.1]; expected ascending radii, each once, to six digits",
+            "step_size: 2 steps of 0.25 radii do not reach the boundary; expected 0.5 or more",
+        ]),
+        ({"radii": [0.1, 0.10000001]}, [
+            "radii: [0.1, 0.10000001]; expected ascending radii, each once, to six digits",
+        ]),
         ({"radii": []}, ["radii: []; expected at least one"]),
         ({"radii": [-1, math.inf]}, ["radii.0: -1; expected a number greater than 0",
                                      "radii.1: inf; expected a finite number"]),

@@ -49,3 +49,8 @@ def test_state_survives_and_reset_forgets():
 def test_a_target_is_above_0():
     with pytest.raises(ValidationError, match="greater than 0"):
         Adaptive(target=0.0)
+
+
+def test_its_ends_are_in_order():
+    with pytest.raises(ValidationError, match="a minimum of 10 above the maximum, 1"):
+        Adaptive(target=0.1, minimum=10.0, maximum=1.0)

@@ -63,13 +63,21 @@ def test_it_is_clamped_and_comes_back(kind):
 def test_pid_follows_a_trace_by_hand():
     weight = PIDBudget(limit=0.1, proportional=2.0, integral=0.5, derivative=4.0, smoothing=0.5, delay=2)
     # cost   c   d     I      P       EMA(c)   delayed   D       lambda = (2 P + I + 4 D) / .1
-    # .5     5   4    2       2       2.5      0         2.5     (4 + 2 + 10) / .1 = 160
-    # .3     3   2    3       2       2.75     0         2.75    (4 + 3 + 11) / .1 = 180
-    # .0     0  -1    2.5     .5      1.375    2.5       0       (1 + 2.5) / .1 = 35
-    # .0     0  -1    2      -.25     .6875    2.75      0       (-.5 + 2) / .1 = 15
-    for cost, expected in ((0.5, 160.0), (0.3, 180.0), (0.0, 35.0), (0.0, 15.0)):
+    # .5     5   4    2       2       5        5         0       (4 + 2) / .1 = 60
+    # .3     3   2    3       2       4        5         0       (4 + 3) / .1 = 70
+    # .0     0  -1    2.5     .5      2        5         0       (1 + 2.5) / .1 = 35
+    # .0     0  -1    2      -.25     1        4         0       (-.5 + 2) / .1 = 15
+    # .6     6   5    4.5    2.375    3.5      2         1.5     (4.75 + 4.5 + 6) / .1 = 152.5
+    for cost, expected in ((0.5, 60.0), (0.3, 70.0), (0.0, 35.0), (0.0, 15.0), (0.6, 152.5)):
         weight.observe(cost)
         assert weight.value() == pytest.approx(expected)
+
+
+def test_pid_takes_a_cost_that_stays_below_the_limit_for_no_rise():
+    weight = PIDBudget(limit=0.05)
+    for _ in range(30):
+        weight.observe(0.045)
+        assert weight.value() == 0.0
 
 
 def test_pid_answers_to_a_rise_below_the_limit():

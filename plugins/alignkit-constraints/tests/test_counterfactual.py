@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from alignkit_constraints import Counterfactual
+from alignkit_constraints import Counterfactual, Mentions
 from alignkit_constraints.counterfactual import prediction_gap
 from torch.distributions import Categorical, kl_divergence
 
+from alignkit.compose import Composition
+from alignkit.data import Example
+from alignkit.plan import Setting, make_plan
+from alignkit.tasks.text_classification import TextClassification
 from alignkit.testing.models import collate, examples, tiny
 
 
@@ -121,3 +125,14 @@ def test_training_on_the_penalty_closes_the_gap(make_step):
         optimizer.step()
         gaps.append(step.terms["counterfactual"].mean.item())
     assert gaps[-1] < 0.2 * gaps[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "others", "noted"), [("they won", [], True), ("he won", [], False), ("they won", [Mentions()], False)]
+)
+def test_rows_of_which_none_has_a_counterpart_are_noted(text, others, noted):
+    rows = [Example({"text": words, "label": "good"}, inputs=("text",)) for words in ("a film", text)]
+    task = TextClassification()
+    composition = Composition([Counterfactual(), *others], task)
+    plan = make_plan(composition, Setting(task, composition.components, composition.objective, examples=rows))
+    assert any("counterfactual does nothing: none of 2 training rows" in note for note in plan.notes) is noted

@@ -167,6 +167,16 @@ def test_what_is_remembered_survives_a_checkpoint(make_step, tmp_path):
     assert other.state_dict() == {}
 
 
+def test_rows_without_groups_before_any_is_known_teach_nothing(make_step):
+    constraint, other = GroupFairness(), GroupFairness()
+    rows = [0.9, 0.7, 0.2, 0.4], list("abab")
+    remembering(make_step, constraint, ([0.9, 0.7], [None, ""]), rows)
+    remembering(make_step, other, rows)
+    assert constraint.state_dict()["names"] == ["a", "b"]
+    torch.testing.assert_close(constraint.state_dict()["sums"], other.state_dict()["sums"])
+    torch.testing.assert_close(constraint.state_dict()["rows"], other.state_dict()["rows"])
+
+
 def test_accumulated_micro_batches_are_remembered_together(make_step):
     together, apart = GroupFairness(), GroupFairness()
     rows = [0.9, 0.7, 0.2, 0.4], list("abab")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from alignkit_constraints import KLEthics
 from alignkit_constraints.kl_ethics import paired
-from alignkit_constraints.principles import is_marked, read_principles, with_principles
+from alignkit_constraints.marks import is_marked
+from alignkit_constraints.principles import read_principles, with_principles
 from pydantic import ValidationError
 from torch.distributions import Categorical, kl_divergence
 
@@ -140,6 +141,7 @@ def map_encode(task, rows, text):
     [
         *((value, True) for value in (True, 1, 0.5, "yes", "1", "true", "harmful", [1])),
         *((value, False) for value in (False, 0, None, "", " ", "0", "False", "no", "None", "null", [])),
+        (float("nan"), False),
     ],
 )
 def test_what_marks_a_row(value, expected):

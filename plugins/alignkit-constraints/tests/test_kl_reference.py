@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 
 import pytest
 import torch
 from alignkit_constraints import KLReference
-from alignkit_constraints.kl_reference import all_tokens, jensen_shannon, reference_divergence
+from alignkit_constraints.kl_reference import all_tokens
+from alignkit_preference import Preference
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
+import alignkit
 from alignkit.compose import Composition
-from alignkit.divergence import kl
+from alignkit.divergence import jensen_shannon, kl, reference_divergence
+from alignkit.errors import UsageError
 from alignkit.plan import Setting
 from alignkit.tasks.causal_lm import CausalLm
 from alignkit.tasks.chat import Chat
@@ -23,7 +28,9 @@ from alignkit.tasks.ner import Ner
 from alignkit.tasks.prompted_classification import PromptedClassification
 from alignkit.tasks.stock import StockTask
 from alignkit.tasks.text_classification import TextClassification
+from alignkit.testing import ConstraintCases
 from alignkit.testing.models import collate, examples, tiny
+from alignkit.testing.training import make_rows
 
 
 def logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -246,3 +253,163 @@ def test_on_all_is_refused_where_a_task_does_not_predict_each_token():
     for task in (Chat(), Dialogue(), CausalLm(), MaskedLm(), PromptedClassification(), StockTask(shifts_labels=True)):
         assert check_all(task) == []
     assert KLReference().counts(collate("llama-causal-lm", examples("llama-causal-lm"))) == {}
+
+
+# -- on marked rows ----------------------------------------------------------------------------------------------
+
+MARKS = ["yes", "", None, "no", 1, False, "true", 0.0]
+MARKED = (0, 4, 6)
+
+
+def divergences(model, reference, batch):
+    """KL(p_ref || p_theta) at each scored position of a batch, by torch's own distributions."""
+    with torch.no_grad():
+        p, q = model(**batch), reference(**batch)
+    if "start_positions" in batch:
+        both = zip((p.start_logits, p.end_logits), (q.start_logits, q.end_logits), strict=True)
+        return sum(kl_divergence(Categorical(logits=b.double()), Categorical(logits=a.double())) for a, b in both)
+    p, q, labels = p.logits.double(), q.logits.double(), batch["labels"]
+    if type(model).__name__.endswith("CausalLM"):
+        p, q, labels = p[:, :-1], q[:, :-1], labels[:, 1:]
+    if labels.dim() == 2:
+        p, q = p[labels != -100], q[labels != -100]
+    return kl_divergence(Categorical(logits=q), Categorical(logits=p))
+
+
+HEADS = [
+    "bert-sequence-classification",
+    "bert-token-classification",
+    "llama-causal-lm",
+    "t5",
+    "bert-question-answering",
+    "bert-multiple-choice",
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_penalty_is_the_mean_over_the_marked_rows(head, make_step):
+    model, reference, rows = tiny(head)[0], tiny(head, seed=1)[0], examples(head, 8)
+    inputs = {**collate(head, rows), "columns": {"benign": MARKS}}
+    step = make_step(model, inputs, [KLReference(marked="benign")], reference=reference)
+    step.loss()
+    alone = [collate(head, [rows[i]]) for i in MARKED]  # each by itself, unpadded
+    expected = torch.cat([divergences(model, reference, row) for row in alone])
+    term = step.terms["kl-reference"]
+    assert term.count == len(expected)
+    assert term.mean.item() == pytest.approx(expected.mean().item(), rel=1e-4, abs=1e-7)
+
+
+def test_a_collator_that_labels_the_first_token_too_counts_what_is_predicted(make_step):
+    head = "llama-causal-lm"
+    model, reference, batch = tiny(head)[0], tiny(head, seed=1)[0], dict(collate(head, examples(head, 8)))
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    step = make_step(
+        model, {**batch, "columns": {"benign": MARKS}}, [KLReference(marked="benign")], reference=reference
+    )
+    step.loss()
+    expected = divergences(model, reference, {name: values[list(MARKED)] for name, values in batch.items()})
+    assert step.terms["kl-reference"].count == len(expected)
+    assert step.terms["kl-reference"].mean.item() == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("head", ["llama-causal-lm", "bert-masked-lm"])
+def test_on_all_tokens_of_the_marked_rows(head, make_step):
+    model, reference, rows = tiny(head)[0], tiny(head, seed=1)[0], examples(head, 8)
+    inputs = {**collate(head, rows), "columns": {"benign": MARKS}}
+    step = make_step(model, inputs, [KLReference(marked="benign", on="all")], reference=reference)
+    step.loss()
+    expected = on_every_token(model, reference, [rows[i] for i in MARKED], head)
+    assert step.terms["kl-reference"].count == len(expected)
+    assert step.terms["kl-reference"].mean.item() == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("on", ["scored", "all"])
+def test_without_a_marked_row_there_is_no_penalty_and_the_reference_is_not_asked(on, make_step):
+    head = "llama-causal-lm"
+    model, reference, calls = tiny(head)[0], tiny(head, seed=1)[0], []
+    reference.register_forward_hook(lambda *_: calls.append(1))
+    inputs = {**collate(head, examples(head, 4)), "columns": {"benign": ["no"] * 4}}
+    step = make_step(model, inputs, [KLReference(marked="benign", on=on, weight=100.0)], reference=reference)
+    loss = step.loss()
+    assert step.terms["kl-reference"].count == 0
+    assert loss.item() == step.terms["objective"].mean.item()
+    assert calls == []
+
+
+def test_a_batch_without_the_column_is_refused_in_training_and_not_measured_in_validation(make_step):
+    head = "llama-causal-lm"
+    model, reference, batch = tiny(head)[0], tiny(head, seed=1)[0], collate(head, examples(head, 4))
+    with pytest.raises(UsageError, match="the data has no column 'benign', which a component reads"):
+        make_step(model.train(), batch, [KLReference(marked="benign")], reference=reference).loss()
+    step = make_step(model.eval(), batch, [KLReference(marked="benign")], reference=reference)
+    step.loss()
+    assert step.terms["kl-reference"].count == 0
+
+
+def test_rows_of_another_batch_are_not_taken_for_the_marked_ones(make_step):
+    head = "llama-causal-lm"
+    model, reference = tiny(head)[0], tiny(head, seed=1)[0]
+    inputs = {**collate(head, examples(head, 8)), "columns": {"benign": MARKS}}
+    step = make_step(model, inputs, [KLReference(marked="benign")], reference=reference)
+    step.loss(batch=collate(head, examples(head, 2, seed=5)))
+    assert step.terms["kl-reference"].count == 0
+    other = {**step.batch, "input_ids": step.batch["input_ids"].flip(1)}  # the same rows with other tokens
+    assert step.loss(batch=other).isfinite()
+
+
+def test_refused_where_no_row_is_marked():
+    constraint = KLReference(marked="harmles")
+    run, rows = Composition([constraint], Chat()), [Chat().parse({"prompt": "a", "completion": "b", "harmless": 1}, "")]
+    setting = Setting(run.task, run.components, run.objective, examples=rows)
+    (mistake,) = constraint.check(setting)
+    assert str(mistake) == (
+        "constraint kl-reference: no training row says yes in the column 'harmles', so that it would apply to none; "
+        "expected rows that do; did you mean 'harmless'?; map it with `columns: {harmles: …}`"
+    )
+    assert list(KLReference(marked="harmless").check(setting)) == []
+
+
+class TestMarkedRows(ConstraintCases):
+    """Logged, weighed, accumulated, resumed and trained beside LoRA, on every second row."""
+
+    heads = ("llama-causal-lm", "bert-token-classification", "t5")
+
+    @pytest.fixture
+    def component(self):
+        return KLReference(marked="benign")
+
+    def rows(self, head, number, component):
+        return [{**row, "benign": i % 2} for i, row in enumerate(make_rows(head, number))]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("task", [Chat, Preference])
+def test_a_budget_hears_of_marked_rows_alone(task, cached, tmp_path, monkeypatch):
+    """Under LoRA, the rows marked by a filter, one per step."""
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    for part in tiny("llama-causal-lm")[:2]:
+        part.save_pretrained(tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.samples), "utf-8")
+    recipe = alignkit.Recipe(
+        base=tmp_path,
+        model="base",
+        task=task.__name__.lower(),
+        data={"train": "rows.jsonl"},
+        filters=[{"use": "lexicon", "words": ["where"], "of": "inputs", "action": "flag", "column": "benign"}],
+        constraints=[{"use": "kl-reference", "marked": "benign", "weight": {"use": "budget", "limit": 0.05}}],
+        peft="lora",
+        cache_hidden_states=cached,
+        training={"max_steps": 12, "per_device_train_batch_size": 1, "learning_rate": 1e-2, "logging_steps": 1},
+        output="run",
+    )
+    run = alignkit.train(recipe)
+    state = json.loads(next((run.path / "checkpoints").glob("*/trainer_state.json")).read_text("utf-8"))
+    logged = [entry for entry in state["log_history"] if "loss" in entry]
+    marked = sum("where" in row["prompt"] for row in task.samples)
+    assert 0 < marked < len(task.samples)
+    with_penalty = ["penalty/kl-reference" in entry for entry in logged]
+    assert sum(with_penalty) == 2 * marked  # two epochs
+    weights = [entry["weight/kl-reference"] for entry in logged]  # what the step was taken with
+    moved = [before != after for before, after in itertools.pairwise(weights)]
+    assert any(moved)
+    assert not any(moved and not heard for moved, heard in zip(moved, with_penalty[:-1], strict=True))

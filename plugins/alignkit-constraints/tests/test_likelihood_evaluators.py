@@ -71,6 +71,13 @@ def metrics(evaluator: Evaluator, subject: Subject, folder: Path) -> dict[str, f
 # -- likelihoods -------------------------------------------------------------------------------------------------
 
 
+def test_a_sentence_is_no_longer_than_the_tokenizer_says(causal, masked):
+    for subject, kind in ((causal, True), (masked, False)):
+        found = sentence("bob saw ada " * 100, subject.tokenizer, causal=kind)
+        assert len(found.ids) == subject.tokenizer.model_max_length == 64
+        assert np.isfinite(log_likelihoods(subject, [found], kind)).all()
+
+
 def test_a_causal_models_log_likelihood_is_its_loss(causal):
     rows = [sentence(text, causal.tokenizer, causal=True) for text in TEXTS]
     expected = [by_transformers(causal, text) for text in TEXTS]
@@ -94,6 +101,7 @@ def test_shared_tokens_are_those_of_both(masked):
 
 def test_an_opening_token_of_the_tokenizers_own_is_taken():
     class Opening:
+        model_max_length = 512
         bos_token_id, eos_token_id = 5, 6
 
         def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
@@ -257,6 +265,20 @@ def test_the_gap_is_the_difference_of_two_accuracies(causal, tmp_path):
 def test_lines_that_are_no_pair_are_mistakes(tmp_path, pro, anti, said):
     with pytest.raises(UsageError, match=said):
         read([winobias(tmp_path, pro, anti)], tmp_path)
+
+
+def test_a_few_slips_among_many_lines_are_left_out(tmp_path):
+    """WinoBias as published has nine: other people or other pronouns are marked on either side."""
+    lines = [(f"[w{i}] saw [him]", f"[w{i}] saw [her]") for i in range(40)]
+    lines[7] = "[a] saw [him] by [himself]", "[a] saw [her]"
+    lines[30] = "[the a] saw [him]", "[a] saw [her]"
+    rows = read([winobias(tmp_path, *("\n".join(side) for side in zip(*lines, strict=True)))], tmp_path)["it"]
+    assert len(rows) == 38
+    assert {row["text"].split()[0] for row in rows} == {f"w{i}" for i in range(40) if i not in (7, 30)}
+    lines[0] = "[a] saw [him]", "[b] saw [her]"
+    with pytest.raises(UsageError) as caught:
+        read([winobias(tmp_path, *("\n".join(side) for side in zip(*lines, strict=True)))], tmp_path)
+    assert len(caught.value.mistakes) == 3
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------

@@ -133,7 +133,8 @@ def test_one_side_alone_is_refused():
 
 
 def test_prompts_are_validated_with_file_and_line(tmp_path):
-    write(tmp_path, "a.jsonl", [{"prompt": "x"}, {"prompt": " "}, {"promt": "x"}, {"messages": [{"role": "usr"}]}])
+    rows = [{"prompt": "x"}, {"prompt": " "}, {"promt": "x"}, {"messages": [{"role": "usr"}]}]
+    write(tmp_path, "a.jsonl", [*rows, {"prompt": "x", "system": 3}])
     (tmp_path / "b.csv").write_text("goal\nx\n", "utf-8")
     evaluator = Refusals(harmful="a.jsonl", harmless="b.csv")
     with pytest.raises(UsageError) as caught:
@@ -144,6 +145,7 @@ def test_prompts_are_validated_with_file_and_line(tmp_path):
         "map it with `columns: {prompt: …}`",
         "a.jsonl:4 message 1: the role 'usr'; expected 'system' or 'user' or 'assistant' or 'tool'; "
         "did you mean 'user'?",
+        "a.jsonl:5: 'system' is 3; expected a string",
         "b.csv:2: no 'prompt'; expected `prompt`, or `messages`; there is goal; map it with `columns: {prompt: …}`",
     ]
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from alignkit_constraints import Unlikelihood
-from alignkit_constraints.spellings import beginnings, completions, forbidden, spellings
+from alignkit_constraints.spellings import beginnings, completions, forbidden, spellings, texts
 from alignkit_constraints.unlikelihood import last_answer, rejected, unlikelihood
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -75,14 +75,50 @@ def test_the_token_that_would_complete_a_phrase():
     table = {(7, 3): frozenset({9}), (3,): frozenset({4, 9}), (): frozenset({1})}
     ids = [[7, 3, 5, 3], [3, 7, 3, 0]]
     scored = [[False, True, True, True], [False, False, True, True]]
-    found = forbidden(ids, scored, [[0] * 4, [0] * 4], table)
+    found = forbidden(ids, scored, table)
     assert list(zip(*found, strict=True)) == [(0, 1), (1, 1), (1, 4), (1, 9), (2, 1), (3, 1), (4, 1), (4, 4), (4, 9)]
 
 
 def test_a_phrase_does_not_begin_in_another_text_of_the_row():
     table = {(7, 3): frozenset({9})}
-    assert forbidden([[7, 3, 5]], [[True] * 3], [[0, 0, 0]], table) == ([2], [9])
-    assert forbidden([[7, 3, 5]], [[True] * 3], [[0, 1, 1]], table) == ([], [])
+    assert forbidden([[7, 3, 5]], [[True] * 3], table) == ([2], [9])
+    assert forbidden(*texts([[7, 3, 5]], [[True] * 3], [[0, 0, 1]]), table) == ([], [])
+    assert forbidden(*texts([[7, 3, 5]], [[True] * 3], [[2, 2, 3]]), table) == ([], [])  # positions from 2 on
+
+
+def test_a_text_goes_on_from_the_prompt_that_it_shares():
+    ids, scored = [[7, 3, 5, 4, 6, 0]], [[False, False, True, True, True, False]]
+    found = texts(ids, scored, [[0, 1, 2, 3, 2, 0]])
+    assert found == (
+        [[7, 3, 5, 4], [7, 3, 6], [0]],
+        [[False, False, True, True], [False, False, True], [False]],
+    )
+    assert forbidden(*found, {(7, 3): frozenset({9})}) == ([0, 2], [9, 9])
+    assert forbidden(*found, {(4,): frozenset({9})}) == ([], [])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_both_answers_of_a_pair_go_on_from_their_prompt(shared, make_step):
+    preference = pytest.importorskip("alignkit_preference")
+    task, words = preference.Preference(shared_prompt=shared), tokenizer(LLAMA)
+    model = tiny(LLAMA)[0].eval()
+    pairs = [("who is bob", "ada is", "bob"), ("what ?", "a fine film", "rome rome rome")]
+    examples = [task.parse({"prompt": p, "chosen": c, "rejected": r}, "") for p, c, r in pairs]
+    batch = task.collate([task.encode(example, words) for example in examples], words)
+    constraint, objective = Unlikelihood(phrases=("assistant : ada", "bob")), preference.ORPO()
+    step = make_step(model, batch, [constraint], task=task, objective=objective, tokenizer=words)
+    step.loss()
+    expected, scored = 0.0, 0
+    for prompt, *answers in pairs:
+        for answer in answers:
+            alone = Chat().parse({"prompt": prompt, "completion": answer}, "")
+            row = Chat().encode(alone, words)
+            log_p = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+            places = [t for t, label in enumerate(row["labels"]) if label >= 0]
+            said = [(t, "bob") for t in places] + [(places[0], "ada")]
+            expected -= sum(math.log(1 - log_p[t - 1, WORD[word]].exp().item()) for t, word in said)
+            scored += len(places)
+    assert step.terms["unlikelihood"].mean.item() == pytest.approx(expected / scored, rel=1e-5)
 
 
 def byte_level(*words: str) -> PreTrainedTokenizerFast:
@@ -308,8 +344,9 @@ def test_nothing_that_is_forbidden():
         "'reject'; expected rows with rejected answers, or `phrases`"
     ]
     assert plan(Unlikelihood(column="reject"), Chat(), rows)
-    assert refused(Unlikelihood(), Chat(), [{**rows[0], "rejected": 3}]) == [
-        "train row -1: 'rejected' is 3; expected the text of an answer, or nothing"
+    assert refused(Unlikelihood(), Chat(), [{**rows[0], "rejected": odd} for odd in (3, "ada", ["bob"], None)]) == [
+        "train row -1: 'rejected' is 3; expected the text of an answer, or nothing",
+        "train row -1: 'rejected' is ['bob']; expected the text of an answer, or nothing",
     ]
 
 

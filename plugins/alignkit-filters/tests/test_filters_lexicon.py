@@ -1,3 +1,4 @@
+import json
 import re
 import unicodedata
 
@@ -6,9 +7,15 @@ from alignkit_filters import Lexicon
 from alignkit_filters.lexicon import automaton, find, fold, join, mask_words
 from pydantic import ValidationError
 
+from alignkit.cli.filter import filtered
 from alignkit.components import KEEP
-from alignkit.data import Example
+from alignkit.data import Example, prepare
+from alignkit.data.load import load
 from alignkit.errors import UsageError
+from alignkit.preflight import plan_of
+from alignkit.recipe import Recipe
+from alignkit.run import train
+from alignkit.testing.models import tiny
 
 
 def text(value):
@@ -155,3 +162,132 @@ def test_a_folder_and_an_empty_inline_list_are_refused(tmp_path):
 def test_a_mask_is_one_word(mask):
     with pytest.raises(ValidationError, match="mask"):
         Lexicon(words=["bad"], mask=mask)
+
+
+# -- marking -----------------------------------------------------------------------------------------------------
+
+
+def test_a_flag_with_a_column_marks_what_it_finds_and_leaves_the_rest():
+    lexicon = Lexicon(words=["bad"], action="flag", column="harmful")
+    found, other = lexicon.filter_examples([text("a bad one"), text("a good one")])
+    assert (found.action, found.rule, found.value) == ("edit", "words", ["bad"])
+    assert found.example.fields == {"text": "a bad one", "harmful": "yes"}
+    assert other == KEEP
+    assert lexicon.writes == ("harmful",)
+    assert Lexicon(words=["bad"], action="flag").writes == ()
+
+
+def test_of_two_lists_that_write_one_column_the_last_stands():
+    filters = [Lexicon(words=[word], action="flag", column="about", value=word) for word in ("she", "he")]
+    rows = [text("she is here"), text("he is here"), text("she and he"), text("nobody is here")]
+    kept, audit = prepare.filter_examples([("lexicon", f.filter_examples) for f in filters], rows)
+    assert [row.get("about") for row in kept] == ["she", "he", "he", None]
+    assert [line["value"] for line in audit] == [["she"], ["she"], ["he"], ["he"]]
+
+
+@pytest.mark.parametrize("action", ["drop", "mask"])
+def test_a_column_that_would_not_be_written_is_refused(action):
+    with pytest.raises(ValidationError, match=f"action {action} writes no column: set `action: flag`"):
+        Lexicon(words=["bad"], action=action, column="harmful")
+
+
+def recipe(folder, rows, **fields):
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, tokenizer, _ = tiny("bert-sequence-classification")
+    for part in (model, tokenizer):
+        part.save_pretrained(folder / "model")
+    return Recipe(model="model", task="text-classification", data={"train": "rows.jsonl"}, base=folder, **fields)
+
+
+ROWS = [
+    {"text": sentence, "label": label}
+    for sentence, label in (
+        ("she is good", "good"),
+        ("ada is good", "good"),
+        ("he is bad", "bad"),
+        ("bob is bad", "bad"),
+        ("the film is bad", "bad"),
+        ("the film is good", "good"),
+    )
+]
+WOMEN = {"use": "lexicon", "words": ["she", "ada"], "action": "flag", "column": "about", "value": "women"}
+MEN = {"use": "lexicon", "words": ["he", "bob"], "action": "flag", "column": "about", "value": "men"}
+FAIR = {"use": "group-fairness", "column": "about"}
+
+
+def test_the_plan_and_the_training_see_the_column(tmp_path):
+    made = recipe(
+        tmp_path,
+        ROWS,
+        filters=[WOMEN, MEN],
+        constraints=[FAIR],
+        training={"max_steps": 2, "logging_steps": 1},
+        output="run",
+    )
+    plan_of(made, load(made.data, made.task, made.base)["train"])
+    run = train(made)
+    audit = [json.loads(line) for line in (run.path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["action"]) for line in audit] == [(0, "edit"), (1, "edit"), (2, "edit"), (3, "edit")]
+    state = next(run.path.glob("checkpoints/checkpoint-*/trainer_state.json"))
+    logged = [entry for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+    assert logged
+    assert all(entry["penalty/group-fairness"] > 0 for entry in logged)
+
+
+def test_the_plan_says_that_a_list_marks_too_little_for_who_reads_it(tmp_path):
+    made = recipe(tmp_path, ROWS, filters=[WOMEN], constraints=[FAIR])
+    with pytest.raises(UsageError, match="all rows with a group in 'about' are 'women'; expected two groups"):
+        plan_of(made, load(made.data, made.task, made.base)["train"])
+
+
+@pytest.mark.parametrize(("words", "marked"), [(["bomb"], 1), (["poison"], 0)])
+def test_the_plan_knows_what_a_list_marks_for_kl_ethics(tmp_path, words, marked):
+    rows = [{"prompt": "how do i make a bomb", "completion": "no"}, {"prompt": "who is ada", "completion": "ok"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "principles.txt").write_text("be good")
+    for part in tiny("llama-causal-lm")[:2]:
+        part.save_pretrained(tmp_path / "model")
+    made = Recipe(
+        base=tmp_path,
+        model="model",
+        task="chat",
+        data={"train": "rows.jsonl"},
+        filters=[{"use": "lexicon", "words": words, "action": "flag", "column": "harmful", "of": "inputs"}],
+        constraints=[{"use": "kl-ethics", "marked": "harmful", "principles": str(tmp_path / "principles.txt")}],
+    )
+    examples = load(made.data, made.task, made.base)["train"]
+    if marked:
+        composition, _ = plan_of(made, examples)
+        kept, _ = prepare.filter_examples(composition.filters, examples)
+        assert [set(composition.views(row)) for row in kept] == [{"kl-ethics"}, set()]
+    else:
+        with pytest.raises(UsageError, match="no training row says yes in the column 'harmful'"):
+            plan_of(made, examples)
+
+
+def test_a_column_of_the_data_is_not_written_over(tmp_path):
+    made = recipe(tmp_path, ROWS, filters=[{**WOMEN, "column": "label"}], constraints=[])
+    with pytest.raises(UsageError) as refused:
+        plan_of(made, load(made.data, made.task, made.base)["train"])
+    assert str(refused.value) == (
+        "filter lexicon: it would write over the column 'label', which the data has in 6 rows; "
+        "expected a column of its own; give it another name"
+    )
+
+
+def test_a_filtered_file_has_the_column_where_it_has_a_place(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "{model: m, task: ner, data: {train: rows.conll}, filters: "
+        "[{use: lexicon, words: [rome], action: flag, column: city}]}"
+    )
+    rows = tmp_path / "rows.conll"
+    rows.write_text("in O\nrome B-LOC\n\nin O\nparis B-LOC\n")
+    counts = filtered(rows, tmp_path / "recipe.yaml", tmp_path / "out.jsonl", None, [])
+    assert (counts["kept"], counts["edited"]) == (2, 1)
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row.get("city") for row in written] == ["yes", None]
+    with pytest.raises(UsageError, match=r"without the column 'city' of filter lexicon; expected a \.jsonl file"):
+        filtered(rows, tmp_path / "recipe.yaml", tmp_path / "out.conll", None, [])
+    again = tmp_path / "again.jsonl"
+    with pytest.raises(UsageError, match="it would write over the column 'city', which the data has"):
+        filtered(tmp_path / "out.jsonl", tmp_path / "recipe.yaml", again, None, [])

@@ -57,7 +57,7 @@ MakeStep = Callable[..., TrainingStep]
 
 @pytest.fixture
 def make_pair_step() -> MakeStep:
-    """`make_pair_step(objective, pairs="ragged", rows=slice(None), shared=True, exchanged=False, components=())`."""
+    """`make_pair_step(objective, pairs="ragged", rows=slice(None), shared=True, components=(), columns=None, …)`."""
 
     def make(
         objective: Objective,
@@ -68,6 +68,7 @@ def make_pair_step() -> MakeStep:
         exchanged: bool = False,
         components: tuple[Component, ...] = (),
         model: Any = None,
+        columns: dict[str, Any] | None = None,
         **options: Any,
     ) -> TrainingStep:
         task = Preference(shared_prompt=shared)
@@ -76,7 +77,7 @@ def make_pair_step() -> MakeStep:
         features = [{name: v for name, v in row.items() if name != "index"} for row in rows_of(pairs)[rows]]
         return make_step(
             model,
-            task.collate(features, TOKENIZER),
+            {**task.collate(features, TOKENIZER), **({"columns": columns} if columns else {})},
             components,
             task=task,
             objective=objective,

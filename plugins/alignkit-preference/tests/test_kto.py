@@ -42,6 +42,21 @@ def test_drift_is_never_below_zero_and_zero_for_a_pair_alone(make_pair_step):
         assert objective._drift(step, rows).item() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_process_with_a_pair_alone_takes_part_all_the_same(rows, make_pair_step):
+    """Otherwise the other one, here with three pairs whose mean log-ratio is .5, would wait for it for ever."""
+    step, asked = make_pair_step(KTO(), rows=slice(rows), exchanged=True), []
+
+    def two_processes(own):
+        asked.append(own)
+        return (own + torch.tensor([3 * 0.5, 3.0])) / 2
+
+    step.context.mean_over_processes = two_processes
+    expected = 0.5 if rows == 1 else (5 * 0.19572 + 3 * 0.5) / 8
+    assert step.context.composition.objective._drift(step, rows).item() == pytest.approx(expected, abs=1e-5)
+    assert len(asked) == 1
+
+
 def test_what_the_reference_says_of_mismatched_pairs_is_not_kept(make_pair_step, monkeypatch):
     step, asked = make_pair_step(KTO()), []
     ask = type(step).reference_label_log_probabilities

@@ -4,7 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from alignkit_constraints import KLReference
+from alignkit_preference import DPO
 from alignkit_preference.preference import Preference
+from torch.distributions import Categorical, kl_divergence
 
 import alignkit
 from alignkit.errors import UsageError
@@ -129,6 +133,11 @@ def test_answers_that_do_not_differ_are_left_out(fields, length):
             r"ends with the assistant's message.*move what both answers begin with",
         ),
         (talk(("user", "a"), ("assistant", "b"), ("assistant", "c")), "ends with the assistant's message"),
+        (
+            {"prompt": [{"role": "system", "content": "a"}], "chosen": "c", "rejected": "d"},
+            "ends with the system's message; expected the user's message last",
+        ),
+        ({"prompt": [], "chosen": "c", "rejected": "d"}, r"'prompt' is \[\]"),
         ({**talk(("system", "a"), ("user", "b"), ("assistant", "c")), "system": "d"}, "'system' beside messages"),
     ],
 )
@@ -229,3 +238,21 @@ def test_what_is_asked_before_training_is_kept_for_it(tmp_path, monkeypatch):
         TrainingStep(trainer.context, trainer.model, task.collate([row], words)).reference_label_log_probabilities()
     monkeypatch.setattr(Reference, "outputs", lambda *_: pytest.fail("asked again"))
     trainer.train()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_constraint_on_marked_pairs_looks_at_both_their_answers(shared, make_pair_step):
+    number, marked = len(make_pair_step(DPO()).batch["labels"]), (0, 2)
+    marks = ["yes" if i in marked else "no" for i in range(number)]
+    step = make_pair_step(DPO(), shared=shared, components=(KLReference(marked="benign"),), columns={"benign": marks})
+    step.loss()
+    found = []
+    for i in marked:
+        alone = make_pair_step(DPO(), rows=slice(i, i + 1), components=(KLReference(),))
+        with torch.no_grad():
+            log_theta, _ = alone.log_probabilities(alone.forward())
+        p, q = Categorical(logits=log_theta), Categorical(logits=alone.reference_log_probabilities())
+        found.append(kl_divergence(q, p))
+    expected, term = torch.cat(found), step.terms["kl-reference"]
+    assert term.count == len(expected) == sum(int((step.batch["labels"][i] != -100).sum()) for i in marked)
+    assert term.mean.item() == pytest.approx(expected.mean().item(), rel=1e-4)

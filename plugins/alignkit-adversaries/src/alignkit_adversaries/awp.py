@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -93,8 +94,15 @@ class AWP(Adversary):
         return 1.0 - self.start
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
-        """Its gradient is taken beside the training's own, which fp16's scaling and reentrant checkpointing forbid."""
+        """Its gradient is taken beside the training's own, which fp16's scaling and reentrant checkpointing forbid.
+
+        A training that ends before `start` is refused, too.
+        """
         where = f"adversary {self.name}"
+        if setting.steps is not None and (latest := (setting.steps - 1) / setting.steps) < self.start:
+            found = f"it begins after {self.start:g} of the training, when none of its {setting.steps} steps is left"
+            expected = f"`start` at most {math.floor(1000 * latest) / 1000:g}"
+            yield Mistake(where, found, expected, "lower `start`, or raise `training.max_steps`")
         if setting.precision == "fp16":
             found = "the gradient that it perturbs weights along is not scaled, and vanishes in fp16"
             yield Mistake(where, found, "bf16 or fp32", "set `bf16: true`")

@@ -196,7 +196,7 @@ class Continuous(Adversary):
         """The task is a chat, and the data has rows to attack."""
         where = f"adversary {self.name}"
         if not _is_chat(setting.task):
-            found = f"task {getattr(setting.task, 'name', '')} has no single answer that a harmful one could stand for"
+            found = f"task {setting.task.name} has no single answer that a harmful one could stand for"
             yield Mistake(where, found, "task chat, or dialogue with `learn: last`", "take pgd or fgm for other tasks")
             return
         if setting.precision == "fp16":

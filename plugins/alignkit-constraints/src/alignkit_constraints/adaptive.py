@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, model_validator
 
 from alignkit.components import Weight
 
@@ -66,6 +66,14 @@ class Adaptive(Weight):
     """What the weight may be at least: from much less it would take too long to come back."""
     maximum: PositiveFloat = 10_000.0
     """What the weight may be at most."""
+
+    bound_field: ClassVar[str] = "target"
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"a minimum of {self.minimum:g} above the maximum, {self.maximum:g}")
+        return self
 
     def __post_init__(self) -> None:
         self._value = min(max(self.initial, self.minimum), self.maximum)

@@ -94,6 +94,11 @@ class Budget(Weight):
         """lambda is at its maximum."""
         return self.value() >= self.maximum
 
+    @property
+    def settled(self) -> int:  # type: ignore[override]
+        """Steps after which 5 % of a moving average, or less, are of what it began with."""
+        return round(3 / (1 - self.smoothing))
+
     def value(self) -> float:
         """lambda."""
         answer = self._multiplier + self.damping * self._violation

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from alignkit.components import Batch, Constraint, Term
 from alignkit.data import Example
-from alignkit.divergence import kl
+from alignkit.divergence import jensen_shannon, kl
 from alignkit.errors import Mistake, UsageError
-from alignkit_constraints.kl_reference import jensen_shannon, predicts_one
+from alignkit_constraints.kl_reference import predicts_one
 from alignkit_constraints.swap_lists import read_list
 from alignkit_constraints.swaps import Swapper, swapped
 
@@ -96,10 +96,6 @@ class Counterfactual(Constraint):
 
     backwards: ClassVar[float] = 1.0
 
-    @property
-    def _own_name(self) -> str:
-        return getattr(self, "name", "counterfactual")
-
     @cached_property
     def _swap(self) -> Swapper:
         read = [read_list(str(name), self.language) for name in self.lists]
@@ -111,6 +107,16 @@ class Counterfactual(Constraint):
         """Lists that cannot be read."""
         return [mistake for name in self.lists for mistake in read_list(str(name), self.language)[1]]
 
+    def notes(self, setting: Setting) -> Iterable[str]:
+        """Rows of which none has a counterpart, so that it would be met whatever the model does."""
+        rows, added = setting.examples, any(component.kind == "augmenter" for component in setting.components)
+        if rows and not added and not any(map(self.views, rows)):
+            yield (
+                f"{self.name} does nothing: none of {len(rows)} training rows has a word of its lists; look at "
+                "`lists`, `language` and, for texts without capitals, `cased`, or add rows that have some by the "
+                "augmenter `mentions`"
+            )
+
     def ceiling(self, setting: Setting) -> float | None:
         """1 for `absolute`, ln 2 for `js`, where there is one distribution per token or example."""
         return {"absolute": 1.0, "js": math.log(2)}.get(self.divergence) if predicts_one(setting) else None
@@ -118,18 +124,18 @@ class Counterfactual(Constraint):
     def views(self, example: Example) -> dict[str, Example]:
         """The example's counterpart under the component's name, where it has one."""
         other = swapped(example, self._swap, self.seed)
-        return {} if other is None else {self._own_name: other}
+        return {} if other is None else {self.name: other}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Rows of the batch that have a counterpart."""
-        view = (batch.get("views") or {}).get(self._own_name)
-        return {self._own_name: 0 if view is None else len(view["rows"])}
+        view = (batch.get("views") or {}).get(self.name)
+        return {self.name: 0 if view is None else len(view["rows"])}
 
     def penalty(self, step: TrainingStep, outputs: Any) -> Term:
         """The mean gap between rows and their counterparts."""
-        view = step.views.get(self._own_name)
+        view = step.views.get(self.name)
         if view is None or len(view) == 0:
-            return Term(torch.zeros(()), per=self._own_name)  # over no rows: not read
+            return Term(torch.zeros(()), per=self.name)  # over no rows: not read
         counterpart = step.forward(batch=view.batch)
         gaps = []
         for position, row in enumerate(view.rows.tolist()):
@@ -139,7 +145,7 @@ class Counterfactual(Constraint):
             width = min(log_p.shape[-1], log_q.shape[-1])  # a span's positions: what is longer is padding
             gap = prediction_gap(log_p[:both, ..., :width], log_q[:both, ..., :width], self.divergence)
             gaps.append(gap.sum() / max(both, 1))
-        return Term(torch.stack(gaps).mean(), per=self._own_name)
+        return Term(torch.stack(gaps).mean(), per=self.name)
 
 
 def _predictions(step: TrainingStep, outputs: Any, batch: Batch, row: int) -> Tensor:

@@ -91,17 +91,13 @@ class GroupFairness(Constraint):
         """The column of the groups."""
         return (self.column,)
 
-    @property
-    def _own_name(self) -> str:
-        return getattr(self, "name", "group-fairness")
-
     # -- before training -----------------------------------------------------------------------------------------
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         """The task is a classification, and the training data has groups to compare."""
-        where, task = f"constraint {self._own_name}", setting.task
+        where, task = f"constraint {self.name}", setting.task
         if not isinstance(task, StockTask) and not _has_classes(task):
-            found = f"task {getattr(task, 'name', '')} has no head that gives each example's classes a probability"
+            found = f"task {task.name} has no head that gives each example's classes a probability"
             yield Mistake(where, found, "task text-classification or relation-extraction")
             return
         if setting.batch_size == 1:
@@ -146,7 +142,7 @@ class GroupFairness(Constraint):
         once = [(example, name) for example, value in values if members[name := label_name(value) or ""] == 1]
         if len(once) > len(members) / 2:
             found = f"{self.column!r} has {len(members)} values, {len(once)} of which are there once"
-            yield Mistake(f"constraint {self._own_name}", found, "a column of groups, each of many rows")
+            yield Mistake(f"constraint {self.name}", found, "a column of groups, each of many rows")
             return
         expected, mend = "two rows or more of each group", "merge it with another, or leave it blank: no group"
         for example, name in once[:SHOWN]:
@@ -159,7 +155,7 @@ class GroupFairness(Constraint):
         members = {name for e in setting.examples if (name := label_name(e.get(self.column))) is not None}
         if setting.batch_size is not None and members and setting.batch_size < FEW * len(members):
             yield (
-                f"{self._own_name} compares the {len(members)} groups of {self.column!r} within micro-batches of "
+                f"{self.name} compares the {len(members)} groups of {self.column!r} within micro-batches of "
                 f"{setting.batch_size} rows: few rows of each; a larger `per_device_train_batch_size` steadies it"
             )
 
@@ -173,7 +169,7 @@ class GroupFairness(Constraint):
         """Rows of the batch, where there is anything to compare in it."""
         values, labels = (batch.get("columns") or {}).get(self.column), batch.get("labels")
         if values is None or labels is None or not _per_example(labels):
-            return {self._own_name: 0}
+            return {self.name: 0}
         names = names_of(values)
         groups = codes(names, sorted({name for name in names if name is not None})).to(labels.device)
         classes = labels.shape[-1] if labels.dim() == 2 else int(labels.max()) + 1
@@ -181,17 +177,17 @@ class GroupFairness(Constraint):
         criterion = self.criterion if self.outcome is None else "demographic-parity"
         parts = (groups[rows] for rows, _ in compared(criterion, labels, classes))
         several = any(len(part[part >= 0].unique()) > 1 for part in parts)
-        return {self._own_name: len(labels) if several else 0}
+        return {self.name: len(labels) if several else 0}
 
     def penalty(self, step: TrainingStep, outputs: Any) -> Term:
         """The gap between the groups, as far as it is known, with the gradient of this micro-batch."""
-        neutral = Term(torch.zeros(()), per=self._own_name)  # over no rows: not read
-        if not step.model.training and not step.counts.get(self._own_name):
+        neutral = Term(torch.zeros(()), per=self.name)  # over no rows: not read
+        if not step.model.training and not step.counts.get(self.name):
             return neutral  # a validation split need not have the column
         names, labels = names_of(step.column(self.column)), step.current.get("labels")
         if labels is None or not _per_example(labels) or step.current["input_ids"].dim() != 2:
             found = "the model's head does not give each example's classes a probability"
-            raise UsageError(Mistake(f"constraint {self._own_name}", found, "a classification head"))
+            raise UsageError(Mistake(f"constraint {self.name}", found, "a classification head"))
         if labels is not step.batch["labels"]:
             return neutral  # other rows than those whose groups are known
         log_p, _ = step.log_probabilities(outputs)
@@ -206,7 +202,7 @@ class GroupFairness(Constraint):
         past = self._past(sums, rows) if remembers else (torch.zeros_like(sums), torch.zeros_like(rows))
         if remembers and step.total is None:  # once for each micro-batch, of its clean pass
             self._seen.append((known, sums.detach(), rows))
-        return Term(self._gap(sums, rows, past, [classes for _, classes in cells]), per=self._own_name)
+        return Term(self._gap(sums, rows, past, [classes for _, classes in cells]), per=self.name)
 
     def _gap(self, sums: Tensor, rows: Tensor, past: tuple[Tensor, Tensor], chosen: list[list[int]]) -> Tensor:
         """Of sums [K, G, C] over rows [K, G] of K comparisons, each of some classes, and of those before."""
@@ -243,7 +239,8 @@ class GroupFairness(Constraint):
         """Remember what the micro-batches of this optimizer step showed, and a little less of what was before."""
         for number, (names, sums, rows) in enumerate(self._seen):
             names = list(dict.fromkeys([*self._names, *names]))
-            places = torch.tensor([names.index(name) for name in self._seen[number][0]], device=sums.device)
+            known = [names.index(name) for name in self._seen[number][0]]  # none, where no row has had a group yet
+            places = torch.tensor(known, dtype=torch.long, device=sums.device)
             shape = (len(sums), len(names), sums.shape[-1])
             decay = self.memory if number == 0 else 1.0
             past = self._past(sums.new_zeros(shape), rows.new_zeros(shape[:2]))

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from alignkit.components import Batch, Constraint, Term
 from alignkit.data import Example
-from alignkit.data.columns import unmapped
 from alignkit.data.features import windows
+from alignkit.divergence import reference_divergence
 from alignkit.errors import Mistake, UsageError
 from alignkit.tasks.stock import IGNORED
-from alignkit_constraints.kl_reference import reference_divergence
-from alignkit_constraints.principles import is_marked, read_principles, with_principles
+from alignkit_constraints.marks import is_marked, nothing_marked
+from alignkit_constraints.principles import read_principles, with_principles
 
 if TYPE_CHECKING:
     from alignkit.plan import Setting
@@ -90,8 +90,8 @@ class KLEthics(Constraint):
     Cost: one forward pass of the reference per step over examples with views, each longer by the principles (some 200
     tokens), or once per row where its hidden states are cached; [N, V] for both predictions. No further backward pass.
 
-    Relations: `kl-reference` holds on to the reference without principles, and can be used beside it, on rows that
-    are not marked. `weight: {use: budget, limit: 0.5}` says how near is near enough.
+    Relations: `kl-reference` holds on to the reference without principles, and can be used beside it, with a column of
+    its own that marks the other rows. `weight: {use: budget, limit: 0.5}` says how near is near enough.
 
     Example:
         >>> row = Example({"prompt": "Hi", "completion": "Hello."}, inputs=("prompt",), targets=("completion",))
@@ -112,13 +112,9 @@ class KLEthics(Constraint):
         self._setting: Setting | None = None
 
     @property
-    def _own_name(self) -> str:
-        return getattr(self, "name", "kl-ethics")
-
-    @property
     def unaligned_views(self) -> tuple[str, ...]:  # type: ignore[override]  # a constant of the class in most components
         """A view's completion may be cut shorter than the example's."""
-        return (self._own_name,)
+        return (self.name,)
 
     @cached_property
     def _text(self) -> str:
@@ -131,7 +127,7 @@ class KLEthics(Constraint):
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         """Principles that can be read, rows that they can be put before, and room for them."""
-        where, task = f"constraint {self._own_name}", getattr(setting.task, "name", "")
+        where, task = f"constraint {self.name}", setting.task.name
         self._setting = setting  # views know by it what the task's own system message is, and what it would cut
         text, mistakes = read_principles(str(self.principles))
         yield from mistakes
@@ -141,10 +137,8 @@ class KLEthics(Constraint):
         if not setting.task.shifts_labels or (rows and all(with_principles(row, text) is None for row in rows)):
             found = f"rows of task {task} have no prompt or messages that principles could stand before"
             yield Mistake(where, found, "a task of conversations (chat, dialogue …)", "take kl-reference for others")
-        elif rows and self.marked and not any(is_marked(row.get(self.marked)) for row in rows):
-            known = {name: "" for row in rows for name in row if name != self.marked}
-            found = f"no training row says yes in the column {self.marked!r}, so that it would apply to none"
-            yield Mistake(where, found, "rows that do", unmapped(self.marked, known))
+        elif unmarked := list(nothing_marked(self.marked, rows, where)):
+            yield from unmarked
         elif (sample := self._sample(setting)) and not any(map(self._fits, sample)):
             assert setting.tokenizer is not None  # there is no sample without one
             needed = len(_ids(text, setting.tokenizer()))
@@ -163,7 +157,7 @@ class KLEthics(Constraint):
         if left := sum(not self._fits(view) for view in sample):
             limit = getattr(setting.task, "maximum_length", None)
             longer = f"; raise `task.maximum_length` (it is {limit})" if limit else ""
-            yield f"{self._own_name}: {left} of {len(sample)} rows have no room for the principles{longer}"
+            yield f"{self.name}: {left} of {len(sample)} rows have no room for the principles{longer}"
 
     def _sample(self, setting: Setting) -> list[Example]:
         """Views of some training rows, if there is a tokenizer to measure them with."""
@@ -177,7 +171,7 @@ class KLEthics(Constraint):
     def views(self, example: Example) -> dict[str, Example]:
         """The example with the principles under the component's name, where it applies and they fit."""
         view = self._view(example)
-        return {self._own_name: view} if view is not None and self._fits(view) else {}
+        return {self.name: view} if view is not None and self._fits(view) else {}
 
     def _view(self, example: Example) -> Example | None:
         if self.marked and not is_marked(example.get(self.marked)):
@@ -197,22 +191,22 @@ class KLEthics(Constraint):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Tokens of the batch that are compared."""
-        view = (batch.get("views") or {}).get(self._own_name)
+        view = (batch.get("views") or {}).get(self.name)
         own = () if view is None else paired(batch["labels"], view["labels"], view["rows"])[0]
-        return {self._own_name: len(own)}
+        return {self.name: len(own)}
 
     # -- the step ----------------------------------------------------------------------------------------------
 
     def penalty(self, step: TrainingStep, outputs: Any) -> Term:
         """The mean divergence over the tokens that are compared."""
-        view = step.views.get(self._own_name)
+        view = step.views.get(self.name)
         if view is None or step.current.get("labels") is not step.batch.get("labels"):
-            return Term(torch.zeros(()), per=self._own_name)  # over no tokens: not read
+            return Term(torch.zeros(()), per=self.name)  # over no tokens: not read
         own, with_them = paired(step.batch["labels"], view.batch["labels"], view.rows)
         log_theta, _ = step.log_probabilities(outputs)
         log_reference = step.reference_log_probabilities(view.batch)
         gaps = reference_divergence(log_theta[own], log_reference[with_them], self.direction)
-        return Term(gaps.mean(), per=self._own_name)
+        return Term(gaps.mean(), per=self.name)
 
 
 def _ids(text: str, tokenizer: Any) -> list[int]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from alignkit.components import Batch, Constraint, Task, Term, Weight
-from alignkit.divergence import kl
+from alignkit.divergence import reference_divergence
 from alignkit.errors import Mistake
 from alignkit.tasks.padding import attended
 from alignkit.tasks.stock import IGNORED
+from alignkit_constraints.marks import nothing_marked, of_marked
 
 if TYPE_CHECKING:
     from alignkit.plan import Setting
@@ -31,38 +32,6 @@ def predicts_one(setting: Setting) -> bool:
     task = setting.task
     one_label = bool(setting.examples) and getattr(task, "several", True) is False  # once the task has seen the data
     return task.shifts_labels or task.auto_class in ONE_DISTRIBUTION or one_label
-
-
-def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2: symmetric, at most ln 2 per distribution.
-
-    Args:
-        log_p: [N, ..., V] log-probabilities, normalised over V.
-        log_q: [N, ..., V].
-
-    Returns:
-        [N], in nats.
-    """
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (kl(log_p, log_m) + kl(log_q, log_m)) / 2
-
-
-def reference_divergence(log_theta: Tensor, log_reference: Tensor, direction: str) -> Tensor:
-    """How far a model's predictions are from its reference's.
-
-    Args:
-        log_theta: [N, ..., V] log-probabilities of the model in training.
-        log_reference: [N, ..., V] log-probabilities of the reference.
-        direction: `forward` is KL(p_ref || p_theta), `reverse` is KL(p_theta || p_ref), `js` Jensen-Shannon.
-
-    Returns:
-        [N], in nats.
-    """
-    if direction == "forward":
-        return kl(log_reference, log_theta)
-    if direction == "reverse":
-        return kl(log_theta, log_reference)
-    return jensen_shannon(log_theta, log_reference)
 
 
 def all_tokens(batch: Batch) -> Tensor:
@@ -92,8 +61,12 @@ class KLReference(Constraint):
     The reference is the model with its adapter switched off, a frozen copy, or the model that `reference:` names;
     evaluation mode, no gradient. In an adversary's passes the model sees the perturbation and the reference does not.
 
+    With `marked`, the mean is over the predictions of marked rows alone; the others may change as they like. A batch
+    without one has no penalty, and the reference is not asked about it.
+
     Raises:
-        UsageError: `on: all` on a task whose model does not predict each token.
+        UsageError: `on: all` on a task whose model does not predict each token; a column to go by that says yes
+            nowhere.
 
     Cost: one forward pass of the reference per step, however many passes the step has (once per row where its hidden
     states are cached); two [N, V] tensors, N the number of all tokens with `on: all`.
@@ -113,6 +86,8 @@ class KLReference(Constraint):
     on: Literal["scored", "all"] = "scored"
     """`scored`: where the task scores predictions (completions, labels); `all`, of language models: every real token
     but the first of a text."""
+    marked: str = ""
+    """The column that says which rows it applies to (anything but empty, 0, false, no); empty: to all."""
 
     reference: ClassVar[bool] = True
 
@@ -120,22 +95,24 @@ class KLReference(Constraint):
         self._relabelled: tuple[Batch, Batch] | None = None
 
     @property
-    def _own_name(self) -> str:
-        return getattr(self, "name", "kl-reference")
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]  # a constant of the class in most components
+        """The column that marks rows, where one is named."""
+        return (self.marked,) if self.marked else ()
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
-        """`on: all` needs a prediction at every token."""
+        """`on: all` needs a prediction at every token, `marked` a row that is."""
+        yield from nothing_marked(self.marked, setting.examples, f"constraint {self.name}")
         if self.on == "all" and not _predicts_tokens(setting.task):
-            found = f"`on: all`, where task {getattr(setting.task, 'name', '')} does not predict each token of a text"
-            yield Mistake(f"constraint {self._own_name}", found, "a task of language models", "set `on: scored`")
+            found = f"`on: all`, where task {setting.task.name} does not predict each token of a text"
+            yield Mistake(f"constraint {self.name}", found, "a task of language models", "set `on: scored`")
 
     def notes(self, setting: Setting) -> Iterable[str]:
         """What dropout does to a limit."""
         bound = self.weight.bound if isinstance(self.weight, Weight) else None
         if bound is not None and setting.dropout:
             yield (
-                f"{self._own_name}: dropout alone makes this penalty more than 0, before anything is learnt; a limit "
-                f"of {bound:g} can be held only if that is less (the first `penalty/{self._own_name}` in the log)"
+                f"{self.name}: dropout alone makes this penalty more than 0, before anything is learnt; a limit "
+                f"of {bound:g} can be held only if that is less (the first `penalty/{self.name}` in the log)"
             )
 
     def anchored(self, setting: Setting) -> bool:
@@ -147,21 +124,52 @@ class KLReference(Constraint):
         return math.log(2) if self.direction == "js" and predicts_one(setting) else None
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """With `on: all`, the tokens that are predicted."""
-        return {} if self.on == "scored" else {self._own_name: int((all_tokens(batch) != IGNORED).sum())}
+        """With `on: all`, the tokens that are predicted; with `marked`, the predictions of marked rows."""
+        if self.on == "scored" and not self.marked:
+            return {}
+        labels = all_tokens(batch) if self.on == "all" else None
+        number = int((labels != IGNORED).sum()) if labels is not None else _predictions(batch["counts"])
+        if self.marked:
+            values = (batch.get("columns") or {}).get(self.marked)
+            relabelled = batch if labels is None else {**batch, "labels": labels}
+            number = 0 if values is None else int(of_marked(relabelled, values, number).sum())
+        return {self.name: number}
 
     def penalty(self, step: TrainingStep, outputs: Any) -> Term:
-        """The mean divergence over scored positions, or over all."""
+        """The mean divergence over scored positions, or over all; of the rows that are marked."""
+        neutral = Term(torch.zeros(()), per=self.name)  # over no predictions: not read
+        if self.marked and not (self._any_marked(step) and _own_rows(step)):
+            return neutral
         batch = step.current if self.on == "scored" else self._with_all_tokens(step.current)
         log_theta, unit = step.log_probabilities(outputs, batch)
-        gaps = reference_divergence(log_theta, step.reference_log_probabilities(batch), self.direction)
-        return Term(gaps.mean(), per=unit if self.on == "scored" else self._own_name)
+        log_reference = step.reference_log_probabilities(batch)
+        if self.marked:
+            kept = of_marked(batch, step.column(self.marked), len(log_theta)).to(log_theta.device)
+            log_theta, log_reference = log_theta[kept], log_reference[kept]
+        gaps = reference_divergence(log_theta, log_reference, self.direction)
+        return Term(gaps.mean(), per=self.name if self.marked or self.on == "all" else unit)
+
+    def _any_marked(self, step: TrainingStep) -> bool:
+        """There is something to compare; a validation split need not have the column."""
+        if step.model.training:
+            step.column(self.marked)
+        return step.counts[self.name] > 0
 
     def _with_all_tokens(self, batch: Batch) -> Batch:
         """One for each batch, whatever the number of passes over it: the reference is asked once per batch."""
         if self._relabelled is None or self._relabelled[0] is not batch:
             self._relabelled = (batch, {**batch, "labels": all_tokens(batch)})
         return self._relabelled[1]
+
+
+def _own_rows(step: TrainingStep) -> bool:
+    """The pass is over the rows whose column is known, at most with other tokens in them."""
+    return all(step.current.get(name) is step.batch.get(name) for name in ("labels", "start_positions"))
+
+
+def _predictions(counts: Mapping[str, int]) -> int:
+    """How many the task scores in a batch."""
+    return counts.get("token", counts["example"])
 
 
 def _predicts_tokens(task: Task) -> bool:

@@ -132,7 +132,7 @@ class Mentions(Augmenter):
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         """Labels are of whole texts, and the lists can be read."""
-        name = getattr(setting.task, "name", "")
+        name = setting.task.name
         if name not in TASKS:
             found = f"task {name}, whose labels are not of a whole text, or may change with who is mentioned"
             yield Mistake("augmenter mentions", found, f"task {' or '.join(TASKS)}", "take it out")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from alignkit.components import Weight
-
-Smoothing = Annotated[float, Field(ge=0.0, lt=1.0)]
+from alignkit_constraints.budget import Smoothing
 
 
 class PIDBudget(Weight):
@@ -23,10 +22,13 @@ class PIDBudget(Weight):
         D = max(0, EMA(c) - EMA(c) as it was `delay` steps ago)
         lambda = clamp(proportional * P + I + derivative * D, 0, maximum * limit) / limit
 
+    EMA(d) starts at 0, EMA(c) at the first cost: from 0, a cost that stays as it is would look like a rise for as long
+    as the average takes to reach it.
+
     The paper's pseudocode projects the whole sum and leaves smoothing and delay open; its released code defines them
-    as here, its averages start at 0, as ours do, and its gains are per unit of the cost. Counting in limits is ours,
-    and with it the gains (in nats of the objective) serve every constraint; the released code smooths with .95. The
-    host divides the total loss by 1 + lambda, as the released code does.
+    as here, but for both averages starting at 0 and gains per unit of the cost. Counting in limits is ours, and with it
+    the gains (in nats of the objective) serve every constraint; the released code smooths with .95. The host divides
+    the total loss by 1 + lambda, as the released code does.
 
     Cost: none to speak of. State: a few numbers.
 
@@ -66,7 +68,8 @@ class PIDBudget(Weight):
         self._value = min(self.initial, self.maximum)
         self._integral = self._value * self.limit
         self._violation = 0.0
-        self._costs = [0.0]  # the moving average of the cost, as it was up to `delay` steps ago; oldest first
+        self._costs: list[float] = []
+        """The moving average of the cost, as it was up to `delay` steps ago; oldest first."""
 
     @property
     def bound(self) -> float:  # type: ignore[override]  # a constant of the class in weights without one
@@ -78,6 +81,11 @@ class PIDBudget(Weight):
         """lambda is at its maximum."""
         return self._value >= self.maximum
 
+    @property
+    def settled(self) -> int:  # type: ignore[override]
+        """Steps after which 5 % of a moving average, or less, are of what it began with."""
+        return round(3 / (1 - self.smoothing)) + self.delay
+
     def value(self) -> float:
         """lambda."""
         return self._value
@@ -88,8 +96,8 @@ class PIDBudget(Weight):
         largest = self.maximum * self.limit
         self._integral = min(max(0.0, self._integral + self.integral * (cost - 1.0)), largest)
         self._violation = self.smoothing * self._violation + (1 - self.smoothing) * (cost - 1.0)
-        average = self.smoothing * self._costs[-1] + (1 - self.smoothing) * cost
-        rise = max(0.0, average - self._costs[0])
+        average = self.smoothing * self._costs[-1] + (1 - self.smoothing) * cost if self._costs else cost
+        rise = max(0.0, average - self._costs[0]) if self._costs else 0.0
         answer = self.proportional * self._violation + self._integral + self.derivative * rise
         self._value = min(max(answer, 0.0) / self.limit, self.maximum)
         self._costs = [*self._costs, average][-self.delay :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from alignkit.data import Example
 from alignkit.errors import Mistake, nearest
@@ -13,7 +12,6 @@ SHIPPED = ("en", "zh")
 """Languages of the principles that come with this package."""
 CONVERSATIONS = ("messages", "prompt")
 """Input fields that a model answers to: a text, or a list of messages."""
-_NO = ("", "0", "false", "no", "none", "null")
 
 
 def read_principles(name: str) -> tuple[str, list[Mistake]]:
@@ -58,8 +56,3 @@ def with_principles(example: Example, principles: str, default: str = "") -> Exa
 
 def _joined(principles: str, own: str) -> str:
     return f"{principles}\n\n{own}" if own else principles
-
-
-def is_marked(value: Any) -> bool:
-    """Whether a field's value says yes: not what Python takes for false, nor the texts `0`, `false`, `no`, `none`."""
-    return value.strip().casefold() not in _NO if isinstance(value, str) else bool(value)

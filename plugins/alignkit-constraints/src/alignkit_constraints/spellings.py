@@ -53,25 +53,51 @@ def beginnings(phrases: Iterable[str], tokenizer: Any) -> Table:
     return {before: frozenset(numbers) for before, numbers in found.items()}
 
 
-def forbidden(
-    ids: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]], begins: Sequence[Sequence[int]], table: Table
-) -> tuple[list[int], list[int]]:
-    """The tokens that would complete a phrase at each scored position, given what stands before it.
+def texts(
+    ids: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]], positions: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], list[list[bool]]]:
+    """Rows taken apart into their texts, each with what it goes on from: nothing, or a prompt that several share.
 
     Args:
         ids: B rows of T tokens.
         scored: which of them the model is scored on.
-        begins: where the text begins that a token belongs to (0, unless a row holds several texts).
+        positions: where the model takes a token to stand in its text. A text begins where they do not go on by one.
+
+    Returns:
+        The texts, and what of them is scored: each scored token of the rows once, in their order.
+
+    Example:
+        >>> texts([[7, 8, 1, 2]], [[False, True, True, True]], [[0, 1, 2, 2]])
+        ([[7, 8, 1], [7, 8, 2]], [[False, True, True], [False, False, True]])
+    """
+    found: tuple[list[list[int]], list[list[bool]]] = ([], [])
+    for row, marks, places in zip(ids, scored, positions, strict=True):
+        starts = [t for t in range(len(row)) if t == 0 or places[t] != places[t - 1] + 1]
+        for start, end in zip(starts, [*starts[1:], len(row)], strict=True):
+            shared = min(max(places[start] - places[0], 0), start)
+            found[0].append([*row[:shared], *row[start:end]])
+            found[1].append([*[False] * shared, *marks[start:end]])
+    return found
+
+
+def forbidden(
+    ids: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]], table: Table
+) -> tuple[list[int], list[int]]:
+    """The tokens that would complete a phrase at each scored position, given what stands before it.
+
+    Args:
+        ids: texts of tokens.
+        scored: which of them the model is scored on.
         table: by what stands before, the tokens that complete it.
 
     Returns:
-        Positions, numbered row by row among the scored ones, and tokens; no pair twice.
+        Positions, numbered text by text among the scored ones, and tokens; no pair twice.
     """
     lengths = sorted({len(before) for before in table})
     positions, tokens, number = [], [], 0
-    for row, marks, starts in zip(ids, scored, begins, strict=True):
+    for row, marks in zip(ids, scored, strict=True):
         for t in (t for t, mark in enumerate(marks) if mark):
-            there = {x for k in lengths if t - k >= starts[t] for x in table.get(tuple(row[t - k : t]), ())}
+            there = {x for k in lengths if k <= t for x in table.get(tuple(row[t - k : t]), ())}
             positions += [number] * len(there)
             tokens += sorted(there)
             number += 1

@@ -12,16 +12,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignkit.components import Batch, Constraint, Task, Term
+from alignkit.components import Constraint, Task, Term
 from alignkit.data import Example
 from alignkit.data.columns import unmapped
 from alignkit.data.features import windows
+from alignkit.data.load import abridged
 from alignkit.errors import Mistake, UsageError
 from alignkit.tasks.classification import Classification
 from alignkit.tasks.multiple_choice import MultipleChoice
 from alignkit.tasks.stock import IGNORED, StockTask
 from alignkit_constraints.controls.phrases import read_phrases
-from alignkit_constraints.spellings import Table, beginnings, completions, forbidden
+from alignkit_constraints.spellings import Table, beginnings, completions, forbidden, texts
 
 REJECTED = "rejected"
 """The column that is looked at where nothing else is said."""
@@ -99,17 +100,11 @@ def _alike(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _begins(batch: Batch) -> list[list[int]]:
-    """Where each token's text begins, in rows that may hold several."""
-    if "position_ids" not in batch:
-        return [[0] * batch["labels"].shape[1]] * len(batch["labels"])
-    found = []
-    for row in batch["position_ids"].tolist():
-        starts = [0]
-        for t in range(1, len(row)):
-            starts.append(starts[-1] if row[t] == row[t - 1] + 1 else t)
-        found.append(starts)
-    return found
+def _texts(
+    ids: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]], positions: Sequence[Sequence[int]] | None
+) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[bool]]]:
+    """Texts and what of them is scored; without positions each row is one."""
+    return (ids, scored) if positions is None else texts(ids, scored, positions)
 
 
 class Unlikelihood(Constraint):
@@ -151,7 +146,7 @@ class Unlikelihood(Constraint):
         >>> log_p = torch.tensor([[0.5, 0.25, 0.25]]).log()
         >>> unlikelihood(log_p, torch.tensor([0]), torch.tensor([1])).exp()  # 1 / (1 - 1/4)
         tensor([1.3333])
-        >>> forbidden([[7, 3, 5]], [[False, True, True]], [[0, 0, 0]], {(7, 3): frozenset({9})})
+        >>> forbidden([[7, 3, 5]], [[False, True, True]], {(7, 3): frozenset({9})})
         ([1], [9])
     """
 
@@ -166,10 +161,6 @@ class Unlikelihood(Constraint):
     backwards: ClassVar[float] = 1.0
 
     @property
-    def _own_name(self) -> str:
-        return getattr(self, "name", "unlikelihood")
-
-    @property
     def _column(self) -> str:
         """The column of rejected answers; empty: none is looked at."""
         return self.column or ("" if self.phrases else REJECTED)
@@ -177,15 +168,20 @@ class Unlikelihood(Constraint):
     @property
     def unaligned_views(self) -> tuple[str, ...]:  # type: ignore[override]  # a constant of the class in most components
         """A rejected answer need not be as long as the one that is wanted."""
-        return (self._own_name,)
+        return (self.name,)
+
+    @property
+    def makes_views(self) -> bool:  # type: ignore[override]  # a constant of the class in most components
+        """Rejected answers are looked at."""
+        return bool(self._column)
 
     # -- the data ------------------------------------------------------------------------------------------------
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         """The task writes from left to right, and something is forbidden."""
-        where = f"constraint {self._own_name}"
+        where = f"constraint {self.name}"
         if not _writes(setting.task):
-            found = f"task {getattr(setting.task, 'name', '')} does not write text from left to right"
+            found = f"task {setting.task.name} does not write text from left to right"
             expected = "a task of causal or encoder-decoder models that write: chat, dialogue, causal-lm, translation …"
             yield Mistake(where, found, expected)
             return
@@ -196,8 +192,9 @@ class Unlikelihood(Constraint):
             yield from error.mistakes
             return
         texts = [(e, e.get(self._column)) for e in setting.examples]
-        if odd := next(((e, text) for e, text in texts if text is not None and not isinstance(text, str)), None):
-            yield Mistake(odd[0].where, f"{self._column!r} is {odd[1]!r}", "the text of an answer, or nothing")
+        odd = [(e, text) for e, text in texts if text is not None and not isinstance(text, str)]
+        if odd:
+            yield from abridged((self._odd(e, text) for e, text in odd), f"column {self._column!r}")
         elif texts and self._column and not any(self.views(e) for e, _ in texts):
             found = f"no training row with an answer that it could stand for has text in the column {self._column!r}"
             known = {name: "" for example, _ in texts for name in example}
@@ -213,31 +210,33 @@ class Unlikelihood(Constraint):
         for row in (row for example in sample for row in windows(setting.task.encode(example, tokenizer))):
             read = row["input_ids"] if setting.task.shifts_labels else row["labels"]
             scored = [t >= setting.task.shifts_labels and label != IGNORED for t, label in enumerate(row["labels"])]
-            seen |= {*forbidden([read], [scored], [[0] * len(read)], table)[1]}
+            places = [row["position_ids"]] if "position_ids" in row else None
+            seen |= {*forbidden(*_texts([read], [scored], places), table)[1]}
         never = [repr(phrase) for number, phrase in enumerate(self._phrases) if number not in seen]
         if never:
             named = ", ".join(never[:SHOWN]) + (f" and {len(never) - SHOWN} more" if len(never) > SHOWN else "")
             yield (
-                f"{self._own_name} learns nothing of {named}: a phrase of several tokens is forbidden behind all but "
+                f"{self.name} learns nothing of {named}: a phrase of several tokens is forbidden behind all but "
                 f"the last of them, which none of {len(sample)} training rows has before a token that is learnt"
             )
+
+    def _odd(self, example: Example, found: Any) -> Mistake:
+        return Mistake(example.where, f"{self._column!r} is {found!r}", "the text of an answer, or nothing")
 
     def views(self, example: Example) -> dict[str, Example]:
         """The example with the rejected answer for its last one, where it has one."""
         text = example.get(self._column)
         if text is not None and not isinstance(text, str):
-            raise UsageError(
-                Mistake(example.where, f"{self._column!r} is {text!r}", "the text of an answer, or nothing")
-            )
+            raise UsageError(self._odd(example, text))
         if not (text and text.strip()):
             return {}
         for name in ("completion", "target"):
             if name in example.targets:
-                return {self._own_name: example.replace(**{name: text})}
+                return {self.name: example.replace(**{name: text})}
         messages = list(example["messages"]) if "messages" in example.inputs else []
         if not messages or messages[-1]["role"] != "assistant":
             return {}
-        return {self._own_name: example.replace(messages=[*messages[:-1], {**messages[-1], "content": text}])}
+        return {self.name: example.replace(messages=[*messages[:-1], {**messages[-1], "content": text}])}
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -250,7 +249,7 @@ class Unlikelihood(Constraint):
         if not hasattr(self, "_known"):
             if step.context.tokenizer is None:
                 mend = "pass `processing_class=tokenizer`"
-                raise UsageError(Mistake(f"constraint {self._own_name}", "phrases, and no tokenizer", "", mend))
+                raise UsageError(Mistake(f"constraint {self.name}", "phrases, and no tokenizer", "", mend))
             self._known = completions(self._phrases, step.context.tokenizer)
         return self._known
 
@@ -261,17 +260,16 @@ class Unlikelihood(Constraint):
         config = getattr(step.unwrapped, "config", None)
         if unit != "token" or not (shifts or getattr(config, "is_encoder_decoder", False)):
             found = "the model's head does not write text from left to right"
-            raise UsageError(
-                Mistake(f"constraint {self._own_name}", found, "a causal or encoder-decoder language model")
-            )
+            raise UsageError(Mistake(f"constraint {self.name}", found, "a causal or encoder-decoder language model"))
         total = log_p.new_zeros(())
         if self._phrases:
             scored = batch["labels"] != IGNORED
             scored[:, :shifts] = False
             read = batch["input_ids"].reshape(scored.shape) if shifts else batch["labels"]
-            pairs = forbidden(read.tolist(), scored.tolist(), _begins(batch), self._table(step))
+            places = batch["position_ids"].reshape(scored.shape).tolist() if "position_ids" in batch else None
+            pairs = forbidden(*_texts(read.tolist(), scored.tolist(), places), self._table(step))
             total = total + _summed(log_p, *pairs)
-        view = step.views.get(self._own_name)
+        view = step.views.get(self.name)
         if view is not None and len(view) and batch.get("labels") is step.batch.get("labels"):
             log_q, _ = step.log_probabilities(step.forward(batch=view.batch), view.batch)
             wanted, special = batch["labels"][view.rows].tolist(), step.context.special_ids

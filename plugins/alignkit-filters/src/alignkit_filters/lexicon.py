@@ -199,7 +199,13 @@ class Lexicon(Filter):
     keep their number of words when masked, so labels stay aligned. The verdict's rule is the list's file name
     (`words` for an inline list), its value the matched terms.
 
-    Errors: a list that is missing, is not UTF-8 or has no terms is a mistake of the recipe, reported with the line.
+    With `action: flag` and a `column`, rows with a match get that column, for constraints that look at some rows only:
+    `kl-ethics: {marked: harmful}`. Several lists may write one column (`value: she`, `value: he`, for
+    `group-fairness`); of a row that several find, the last one's value stands. Like every filter it sees the training
+    split alone.
+
+    Errors: a list that is missing, is not UTF-8 or has no terms is a mistake of the recipe, reported with the line;
+    so is a column that the data has already, or that no other action than `flag` would write.
 
     Cost: linear in the text, whatever the list's size; no forward passes.
 
@@ -218,12 +224,25 @@ class Lexicon(Filter):
     """Path of a UTF-8 file with one term per line (`# ` starts a comment), or a list of the terms themselves."""
     action: Literal["drop", "mask", "flag"] = "drop"
     """What happens to an example with a match; `flag` keeps it, with a verdict that names the terms."""
+    column: str = ""
+    """Of `flag`: the column that an example with a match gets, for other components to read; empty: none."""
+    value: Annotated[str, Field(min_length=1)] = "yes"
+    """What stands in that column."""
     ignore_case: bool = True
     """Compare after full Unicode case folding (`STRASSE` is `straße`)."""
     mask: Annotated[str, Field(pattern=r"^\S+$")] = "***"
     """What stands in for a masked term: no white space, so that a word stays one word."""
     of: Of = "all"
     """The text that is searched: `inputs`, or `all`: completions and assistant turns as well."""
+
+    def __post_init__(self) -> None:
+        if self.column and self.action != "flag":
+            raise ValueError(f"action {self.action} writes no column: set `action: flag`, or take `column` out")
+
+    @property
+    def writes(self) -> tuple[str, ...]:  # type: ignore[override]  # a constant of the class in most filters
+        """The column, where one is named."""
+        return (self.column,) if self.column else ()
 
     def check(self, setting: Setting) -> Iterable[Mistake]:
         try:
@@ -240,9 +259,12 @@ class Lexicon(Filter):
         if not found:
             return KEEP
         rule = self.words.name if isinstance(self.words, Path) else "words"
-        action: dict[str, Literal["drop", "edit", "keep"]] = {"drop": "drop", "mask": "edit", "flag": "keep"}
-        masked = self._masked(example) if self.action == "mask" else None
-        return Verdict(action[self.action], rule=rule, value=list(dict.fromkeys(found)), example=masked)
+        value = list(dict.fromkeys(found))
+        if self.action == "mask":
+            return Verdict("edit", rule=rule, value=value, example=self._masked(example))
+        if self.column:
+            return Verdict("edit", rule=rule, value=value, example=example.replace(**{self.column: self.value}))
+        return Verdict("drop" if self.action == "drop" else "keep", rule=rule, value=value)
 
     def _find(self, text: str | list[str]) -> Iterator[Match]:
         return find(text if isinstance(text, str) else join(text)[0], self._automaton, self.ignore_case)

@@ -150,9 +150,10 @@ class DPO(Objective):
       running mean), `sppo-hard` (Wu et al. 2024, arXiv:2405.00675, eq. 4.7), `apo-zero` and `apo-down` (D'Oosterlinck
       et al. 2024, arXiv:2408.06266, eq. 7-8): they pin both answers to the reference, not only their difference.
 
-    `f_divergence` replaces the log-ratio by f' of the ratio (Wang et al. 2023, arXiv:2309.16240) in losses on h. All of
-    it follows TRL 1.16, to which the tests hold it, but for two things. TRL takes `label_smoothing` with `sigmoid` and
-    ignores it. Its `aot` losses, which sort a batch, are left out: with one pair per micro-batch they are `sigmoid`.
+    `f_divergence` replaces the log-ratio by f' of the ratio (Wang et al. 2023, arXiv:2309.16240) in losses on h. All
+    follows TRL 1.16, to which the tests hold it, but for three things. TRL takes `label_smoothing` with `sigmoid` and
+    ignores it. Exponents, of f-divergences and of `discopop`, are 40 at most here; its bounds are higher, where it has
+    any. Its `aot` losses, which sort a batch, are left out: with one pair per micro-batch they are `sigmoid`.
 
     Cost: log-probabilities of the reference, once per pair and training (they are cached with the data).
 
@@ -191,13 +192,14 @@ class DPO(Objective):
     @model_validator(mode="after")
     def _fields_go_together(self) -> Self:
         if self.label_smoothing and self.loss_type not in SMOOTHED:
-            raise ValueError(f"loss_type {self.loss_type} has no label_smoothing: expected 0, or one of {SMOOTHED}")
+            known = ", ".join(SMOOTHED)
+            raise ValueError(f"loss_type {self.loss_type} has no label_smoothing: expected 0, or one of {known}")
         if self.loss_type == "exo-pair" and not self.label_smoothing:
             raise ValueError("loss_type exo-pair needs a label_smoothing above 0; its paper suggests 0.001")
         if self.f_divergence != "reverse-kl" and self.loss_type not in ON_MARGINS:
             raise ValueError(
                 f"loss_type {self.loss_type} is no function of the margin, so that the normaliser of f_divergence "
-                f"{self.f_divergence} does not cancel: expected reverse-kl, or one of {ON_MARGINS}"
+                f"{self.f_divergence} does not cancel: expected reverse-kl, or one of {', '.join(ON_MARGINS)}"
             )
         return self
 

@@ -85,7 +85,7 @@ class KTO(Objective):
     its two, as if they were two examples. All of it follows TRL 1.16, to which the tests hold it.
 
     As z comes from the micro-batch, the loss depends on which rows share it, and wants several: one pair alone has no
-    mismatched one. A last batch of one pair gets z = 0.
+    mismatched one. Where no process has any, as in a last batch of one pair, z is 0.
 
     Cost: a forward pass of the model and one of the reference over the mismatched pairs, per loss; the latter cannot be
     cached, as partners change.
@@ -129,14 +129,23 @@ class KTO(Objective):
         return Term(kto_losses(chosen, rejected, z, self.beta, self.desirable, self.undesirable).mean(), "example")
 
     def _drift(self, step: TrainingStep, pairs: int) -> Tensor:
-        """z, a scalar."""
-        if pairs < 2:
-            return torch.zeros(())
+        """z, a scalar: the mean over all processes' mismatched pairs, 0 where there are none.
+
+        All processes ask for it, those without mismatched pairs, too: the others would wait for them for ever.
+        """
+        device = step.current["input_ids"].device
+        found = torch.zeros(2, device=device)
+        if pairs > 1:
+            found = torch.stack([self._own_drift(step).float() * pairs, found.new_tensor(float(pairs))])
+        total, number = step.context.mean_over_processes(found).unbind()
+        return torch.where(number > 0, total / number.clamp_min(1e-6), 0.0).clamp_min(0)
+
+    def _own_drift(self, step: TrainingStep) -> Tensor:
+        """That of this process's pairs, before it is clamped."""
         task, device = pair_task(step), step.current["input_ids"].device
         features = mismatched(step.current, task.maximum_length)
         batch = {name: t.to(device) for name, t in task.collate(features, step.context.tokenizer).items()}
         with torch.no_grad():
             answers = task.answers(step, step.forward(batch=batch), batch)
             frozen = task.reference_answers(step, batch)
-            found = drift(answers.chosen - frozen.chosen, answers.rejected - frozen.rejected)
-        return step.context.mean_over_processes(found).clamp_min(0)
+            return drift(answers.chosen - frozen.chosen, answers.rejected - frozen.rejected)

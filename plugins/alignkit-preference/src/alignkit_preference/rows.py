@@ -64,11 +64,18 @@ def _wrong_answer(fields: Mapping[str, Any], name: str, where: str) -> Iterator[
 
 def _wrong_prompt(messages: list[Any], where: str) -> Iterator[Mistake]:
     """Of messages that are to be answered."""
+    if not messages:
+        yield Mistake(where, "'prompt' is []", "a text, or messages that end with the user's")
+        return
     wrong = list(wrong_messages(messages, where, asks=True))
     yield from wrong
-    if not wrong and messages[-1]["role"] == "assistant":
+    if wrong:
+        return
+    if (role := messages[-1]["role"]) == "assistant":
         mend = "move what both answers begin with to the beginning of each"
         yield Mistake(where, "what is asked ends with the assistant's message", "the user's message last", mend)
+    elif role == "system":
+        yield Mistake(where, "what is asked ends with the system's message", "the user's message last")
 
 
 def _wrong_conversations(fields: Mapping[str, Any], where: str) -> Iterator[Mistake]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from alignkit.components import Attack, Attempt
-from alignkit_adversaries.attacks.words import editable, rewritten, stand_in
+from alignkit_adversaries.attacks.words import editable, rewritten, stand_in, words_read
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -95,7 +95,8 @@ class DeepwordbugAttack(Attack):
 
     Labels stay aligned: word lists keep their length. Answers in a context and choices are left alone, as are
     addresses, @mentions, #tags, numbers, marks of entities, code, and scripts without spaces, which are not written
-    letter by letter: a Chinese text cannot be attacked so, and survives.
+    letter by letter: a Chinese text cannot be attacked so, and survives. Of a text that is too long only words that the
+    model reads are tried.
 
     Cost: a forward pass for the example, for each word, and up to four for each word tried; all examples' in shared
     batches.
@@ -122,6 +123,7 @@ class DeepwordbugAttack(Attack):
     def _search(self, victim: Victim, example: Example) -> Search:
         (clean,) = yield [example]
         words = editable(example, victim.task.fixed_spans(example), self.minimum_length)
+        words = words_read(victim.task, victim.tokenizer, example, words)
         hidden = stand_in(victim.tokenizer)
         without = yield [rewritten(example, words, {i: hidden}) for i in range(len(words))]
         generator = victim.generator("deepwordbug", example)

@@ -145,13 +145,13 @@ class GCGAttack(Attack):
 
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """Rows that are a prompt and a completion."""
-        return needs_completions(getattr(self, "name", "gcg"), task)
+        return needs_completions(self.name, task)
 
     def check_tokenizer(self, task: Task, tokenizer: Any) -> Iterable[Mistake]:
         """One that reads a suffix to begin with as so many tokens."""
         greeting = task.parse({"prompt": "Hello", "completion": "Hello"}, "a greeting")
         if next(beginnings(task, tokenizer, greeting, self.suffix_length), None) is None:
-            yield _no_beginning(f"attack {getattr(self, 'name', 'gcg')}")
+            yield _no_beginning(f"attack {self.name}")
 
     def attempt(self, victim: Victim, examples: list[Example]) -> Mapping[str, list[Attempt]]:
         """One attempt per example, each on its own: a row's suffix depends on no other row."""
@@ -181,16 +181,17 @@ class GCGAttack(Attack):
         measures = {"target_loss_before": before, "target_loss": best.loss}
         measures |= {"matched_before": float(reached), "matched": float(best.matched)}
         tokens = sum(label >= 0 for label in plain["labels"])
-        said: dict[str, Any] = {"nll": best.loss * tokens, "tokens": tokens}
+        prediction = {"nll": best.loss * tokens, "tokens": tokens}
+        said: tuple[dict[str, Any], dict[str, Any]] = {"target_loss": before}, {"target_loss": best.loss}
         if self.answer_tokens:
             first = last = self._answer(victim, example)
             if not reached:
                 last = self._answer(victim, best.example)
             measures |= {"complied_before": float(not refuses(first)), "complied": float(not refuses(last))}
-            said["answer"] = last
+            said[0]["reply"], said[1]["reply"] = first, last
         changed = None if reached else best.example
         broken = best.matched and not reached
-        return Attempt(said, changed, queries, broken=broken, reached=reached, measures=measures)
+        return Attempt(prediction, changed, queries, broken=broken, reached=reached, measures=measures, said=said)
 
     def search(self, victim: Victim, example: Example, allowed: Tensor) -> Iterator[tuple[Suffixed, int]]:
         """The best suffix so far, at first and after each step, and how much was asked for it since the last.

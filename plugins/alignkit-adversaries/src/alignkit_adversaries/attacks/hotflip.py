@@ -146,16 +146,14 @@ class HotFlipAttack(Attack):
         """A prediction that follows from one forward pass."""
         if not task.decodes_outputs:
             found = f"task {task.name} asks the model more than once for a prediction"
-            yield Mistake(
-                f"attack {getattr(self, 'name', 'hotflip')}", found, "a task that predicts from one forward pass"
-            )
+            yield Mistake(f"attack {self.name}", found, "a task that predicts from one forward pass")
 
     def check_tokenizer(self, task: Task, tokenizer: Any) -> Iterable[Mistake]:
         """One that says where in a text its tokens are."""
         if not getattr(tokenizer, "is_fast", False):
             found = f"{type(tokenizer).__name__} cannot say where in a text a token is"
             mend = "save the model with its fast tokenizer, or take deepwordbug or typos, which change words"
-            yield Mistake(f"attack {getattr(self, 'name', 'hotflip')}", found, "a fast tokenizer", mend)
+            yield Mistake(f"attack {self.name}", found, "a fast tokenizer", mend)
 
     def attempt(self, victim: Victim, examples: list[Example]) -> Mapping[str, list[Attempt]]:
         """One attempt per example; those that are not broken yet take their rounds together."""

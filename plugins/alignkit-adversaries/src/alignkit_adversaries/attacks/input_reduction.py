@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from alignkit.components import Attack, Attempt
 from alignkit.tasks.words import words
-from alignkit_adversaries.attacks.words import Word, reduced, words_in
+from alignkit_adversaries.attacks.words import Word, reduced, words_in, words_read
 
 if TYPE_CHECKING:
     from alignkit.components import Task
@@ -29,7 +29,8 @@ class InputReductionAttack(Attack):
     shortened, of a pair of texts the second, as in the paper; of other examples all inputs. What the labels are about
     stays: entities, answers, choices; with a word its tag goes. A sentence without entities, or a question without an
     answer, is left alone: that there is still nothing in it when it has become shorter proves nothing. Where nothing of
-    the input has to stay, its last word does. Chinese and Japanese lose a character at a time.
+    the input has to stay, its last word does. Chinese and Japanese lose a character at a time. What the model does not
+    read of a text that is too long goes first, and is not counted.
 
     Reported are `words_left` and `share_left`, of the words that could have been taken out, over the right rows. As
     no prediction changes, `attack_success` is the share of right rows that were reduced to `nonsense` words or fewer,
@@ -64,9 +65,10 @@ class InputReductionAttack(Attack):
     def _search(self, victim: Victim, example: Example) -> Search:
         (clean,) = yield [example]
         removable, least = shortened(victim.task, example)
-        if clean.score < 1.0 or not removable:
+        seen = set(words_read(victim.task, victim.tokenizer, example, removable))
+        if clean.score < 1.0 or not seen:
             return Attempt(clean.prediction, broken=False)
-        left, reached = list(range(len(removable))), clean
+        left, reached = [i for i, word in enumerate(removable) if word in seen], clean
         losses: dict[int, float] = {}
         while len(left) > least:
             order = sorted(left, key=lambda i: losses.get(i, 0.0))
@@ -83,12 +85,12 @@ class InputReductionAttack(Attack):
             if gone is None:
                 break
             left.remove(gone)
-        removed = _others(left, removable)
+        shorter = len(left) < len(seen)
         return Attempt(
             reached.prediction,
-            reduced(example, removable, removed) if removed else None,
-            broken=bool(removed) and len(left) <= self.nonsense,
-            measures={"words_left": float(len(left)), "share_left": len(left) / len(removable)},
+            reduced(example, removable, _others(left, removable)) if shorter else None,
+            broken=shorter and len(left) <= self.nonsense,
+            measures={"words_left": float(len(left)), "share_left": len(left) / len(seen)},
         )
 
 

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from alignkit.components import Attack, Attempt
+from alignkit.components import Attack, Attempt, Task
 from alignkit.errors import Mistake, UsageError
 from alignkit_adversaries.attacks.completions import aimed, needs_completions, prompt_mask, target_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.components import Task
     from alignkit.data import Example
     from alignkit.evaluation.victim import AttackedBatch, Victim
     from alignkit.step import TrainingStep
@@ -73,11 +72,14 @@ class PGDAttack(Attack):
     }
 
     def __post_init__(self) -> None:
-        if list(self.radii) != sorted(set(self.radii)):
-            raise UsageError(Mistake("radii", f"{list(self.radii)}", "ascending radii, each once"))
+        mistakes = []
+        if list(self.radii) != sorted(self.radii) or len(set(map(_setting, self.radii))) < len(self.radii):
+            mistakes.append(Mistake("radii", f"{list(self.radii)}", "ascending radii, each once, to six digits"))
         if self.step_size * self.steps < 1:
             found = f"{self.steps} steps of {self.step_size:g} radii do not reach the boundary"
-            raise UsageError(Mistake("step_size", found, f"{1 / self.steps:g} or more"))
+            mistakes.append(Mistake("step_size", found, f"{1 / self.steps:g} or more"))
+        if mistakes:
+            raise UsageError(*mistakes)
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]  # here it depends on a field
@@ -85,16 +87,21 @@ class PGDAttack(Attack):
 
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """A prediction that follows from one forward pass, or a completion to be after."""
+        name = self.name
+        aimless = list(needs_completions(name, task))
         if self.target == "completion":
-            yield from needs_completions(getattr(self, "name", "pgd"), task)
+            yield from aimless
+        elif type(task).score is Task.score and not aimless:
+            found = f"task {task.name} does not say which predictions are right"
+            yield Mistake(f"attack {name}", found, "a completion to be after", "set `target: completion`")
         elif not task.decodes_outputs:
             found = f"task {task.name} asks the model more than once for a prediction"
-            yield Mistake(f"attack {getattr(self, 'name', 'pgd')}", found, "a task that predicts from one forward pass")
+            yield Mistake(f"attack {name}", found, "a task that predicts from one forward pass")
 
     def attempt(self, victim: Victim, examples: list[Example]) -> Mapping[str, list[Attempt]]:
         """One setting per radius, named by it."""
         attempts = self._losses_up if self.target == "loss" else self._completions_out
-        return {f"{radius:g}": found for radius, found in zip(self.radii, attempts(victim, examples), strict=True)}
+        return {_setting(radius): found for radius, found in zip(self.radii, attempts(victim, examples), strict=True)}
 
     # -- the right answer's loss up ----------------------------------------------------------------------------
 
@@ -171,6 +178,11 @@ class PGDAttack(Attack):
         yield losses.tolist(), given.tolist()
 
 
+def _setting(radius: float) -> str:
+    """What a radius is called."""
+    return f"{radius:g}"
+
+
 def moved(
     step: TrainingStep, delta: Tensor, direction: Tensor, length: float, radius: float, mask: Tensor | None = None
 ) -> Tensor:
@@ -193,6 +205,7 @@ def _tried(attempt: Attempt, loss: float, given: bool) -> None:
     attempt.measures |= {"matched_before": float(attempt.reached), "matched": float(attempt.reached or attempt.broken)}
     attempt.measures["target_loss"] = lowest = min(loss, attempt.measures.get("target_loss", loss))
     attempt.prediction["nll"] = lowest * attempt.prediction["tokens"]
+    attempt.said = {"target_loss": attempt.measures["target_loss_before"]}, {"target_loss": lowest}
 
 
 def _detached(outputs: Any) -> Any:

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 
 from alignkit.components import Attack, Attempt
 from alignkit.data.edits import OPERATIONS, Operation
-from alignkit_adversaries.attacks.words import editable, rewritten
+from alignkit_adversaries.attacks.words import editable, rewritten, words_read
 
 if TYPE_CHECKING:
     from alignkit.data import Example
@@ -32,7 +32,8 @@ class TyposAttack(Attack):
     These are the edits of the augmenter `typos`, which draws them at random: `evaluation: {under: [typos]}` says what
     usual typing costs, this attack what the worst of it does. Labels stay aligned: word lists keep their length.
     Answers in a context and choices are left alone, as are addresses, @mentions, #tags, numbers, marks of entities,
-    code, and scripts without spaces, which are not typed letter by letter.
+    code, scripts without spaces, which are not typed letter by letter, and what the model does not read of a text that
+    is too long.
 
     Cost: up to `candidates` forward passes for each edit; all examples' in shared batches.
 
@@ -57,6 +58,7 @@ class TyposAttack(Attack):
     def _search(self, victim: Victim, example: Example) -> Search:
         (clean,) = yield [example]
         words = editable(example, victim.task.fixed_spans(example), least=4)
+        words = words_read(victim.task, victim.tokenizer, example, words)
         generator = victim.generator("typos", example)
         edits: dict[int, str] = {}
         reached = clean

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.data.edits import plain_words
 
 if TYPE_CHECKING:
+    from alignkit.components import Task
     from alignkit.data import Example
 
 Spans = Mapping[str, list[tuple[int, int]]]
@@ -61,6 +62,25 @@ def editable(example: Example, without: Spans, least: int) -> list[Word]:
     return words_in(example, lambda text: plain_words(text, least), without)
 
 
+def words_read(task: Task, tokenizer: Any, example: Example, words: list[Word]) -> list[Word]:
+    """Those of the words that the model reads: of a text that is too long for it or the task it gets a part.
+
+    A word is not read where whatever stands in its place leaves what the model gets as it was.
+
+    Args:
+        words: of `words_in` for this very example.
+
+    Cost: no forward pass; the task encodes the example once for each word that is read, twice for each other.
+    """
+    whole = task.encode(example, tokenizer)
+
+    def is_read(number: int) -> bool:
+        others = (rewritten(example, words, {number: text}) for text in (stand_in(tokenizer), "a b"))
+        return any(not _same(task.encode(other, tokenizer), whole) for other in others)
+
+    return [word for number, word in enumerate(words) if is_read(number)]
+
+
 def rewritten(example: Example, words: list[Word], texts: Mapping[int, str]) -> Example:
     """A copy with some of its words replaced.
 
@@ -108,6 +128,14 @@ def stand_in(tokenizer: Any) -> str:
     ends = {getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "pad", "cls", "sep")}
     named = (getattr(tokenizer, f"{name}_token", None) for name in ("unk", "mask"))
     return next((token for token in named if token and token not in ends), "")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Two encodings are equal; of tensors, which have no single answer, they are not."""
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _texts(example: Example) -> Iterator[tuple[str, int | None, str]]:

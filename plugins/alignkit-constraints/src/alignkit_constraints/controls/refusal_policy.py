@@ -157,7 +157,7 @@ class RefusalPolicy(Control):
 
     @property
     def _where(self) -> str:
-        return f"control {getattr(self, 'name', 'refusal-policy')}"
+        return f"control {self.name}"
 
     def _loaded(self, classifier: Path) -> Aligned:
         from alignkit.aligned import load

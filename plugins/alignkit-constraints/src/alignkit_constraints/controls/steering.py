@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alignkit.components import Control, Intervention
 from alignkit.errors import Mistake, UsageError
+from alignkit.models.likeness import other_vocabulary
 from alignkit_constraints.controls.reader import Reader
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Steering(Control):
 
     @property
     def _where(self) -> str:
-        return f"control {getattr(self, 'name', 'steering')}"
+        return f"control {self.name}"
 
     @property
     def _rule(self) -> str:
@@ -157,7 +158,7 @@ class Steering(Control):
         if expert.config.is_encoder_decoder != model.config.is_encoder_decoder:
             kinds = ["an encoder-decoder" if m.config.is_encoder_decoder else "a causal model" for m in (expert, model)]
             raise UsageError(Mistake(where, f"{path} is {kinds[0]}", kinds[1]))
-        if mistake := _unlike(where, path, tokenizer.get_vocab(), vocabulary):
+        if mistake := other_vocabulary(where, str(path), tokenizer.get_vocab(), vocabulary):
             raise UsageError(mistake)
 
 
@@ -174,15 +175,3 @@ def _config(path: Path) -> Mapping[str, Any]:
     from alignkit.models.inspection import read_config
 
     return read_config(resolve(str(path)))
-
-
-def _unlike(where: str, path: Path, own: Mapping[str, int], others: Mapping[str, int]) -> Mistake | None:
-    """Vocabularies that differ in a token or its id."""
-    differ = sorted(token for token in own.keys() | others.keys() if own.get(token) != others.get(token))
-    if not differ:
-        return None
-    token = differ[0]
-    found = f"{path} has another vocabulary: {len(differ)} tokens differ, {token!r} is {others.get(token, 'not in it')}"
-    return Mistake(
-        where, found, f"the model's, where it is {own.get(token, 'not in it')}", "take experts of its family"
-    )

@@ -146,7 +146,7 @@ class SteeringVector(Control):
 
     @property
     def _where(self) -> str:
-        return f"control {getattr(self, 'name', 'steering-vector')}"
+        return f"control {self.name}"
 
     def _layer(self, model: Any) -> int:
         """The number of the layer, from 0."""

@@ -96,7 +96,7 @@ class Calibration(Evaluator):
         """A task whose predictions have a probability for each label."""
         if _decisions_of(task) is None:
             found = f"task {task.name} gives no probabilities of labels"
-            yield Mistake(f"evaluator {getattr(self, 'name', 'calibration')}", found, "a task that classifies")
+            yield Mistake(f"evaluator {self.name}", found, "a task that classifies")
 
     def measure(self, subject: Subject, examples: list[Example]) -> list[Measurement]:
         decide = _decisions_of(subject.task)

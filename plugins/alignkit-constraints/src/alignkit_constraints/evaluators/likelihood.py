@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from alignkit.evaluation.evaluators import Subject
 
 CAUSAL, MASKED = "AutoModelForCausalLM", "AutoModelForMaskedLM"
+LONGEST = 512
+"""Tokens of a sentence at most, fewer where the tokenizer says so; of a longer one the beginning is scored."""
 
 
 def no_language_model(where: str, task: Task) -> Iterator[Mistake]:
@@ -44,22 +46,25 @@ def sentence(text: str, tokenizer: Any, causal: bool) -> Sentence:
     """A sentence as a language model reads it, all of its own tokens scored.
 
     A causal model sees an opening token before it, so that the first word is predicted, too: the tokenizer's own, or
-    where it sets none the end-of-text token, which is what stands before a text in pre-training.
+    where it puts none before a text the token that it ends with. Of a base model that is what stands between texts in
+    pre-training; of a chat model it may be what ends a turn (`<|im_end|>`). Every sentence has the same one.
 
     Raises:
         UsageError: the tokenizer has neither, or, of a masked model, no mask.
     """
+    longest = min(tokenizer.model_max_length, LONGEST)
     if not causal:
         if tokenizer.mask_token_id is None:
             raise UsageError(Mistake("the model's tokenizer", "it has no mask token", "that of a masked model"))
-        ids = tokenizer(text, truncation=True, max_length=min(tokenizer.model_max_length, 512))["input_ids"]
+        ids = tokenizer(text, truncation=True, max_length=longest)["input_ids"]
         special = set(tokenizer.all_special_ids)
         return Sentence(ids, [place for place, token in enumerate(ids) if token not in special])
     opens = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
     first = tokenizer.bos_token_id if opens or tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if first is None:
-        raise UsageError(Mistake("the model's tokenizer", "neither an opening nor an end-of-text token", "one of them"))
-    ids = [first, *tokenizer(text, add_special_tokens=False, truncation=True, max_length=511)["input_ids"]]
+        raise UsageError(Mistake("the model's tokenizer", "neither an opening nor an ending token", "one of them"))
+    own = tokenizer(text, add_special_tokens=False, truncation=True, max_length=longest - 1)["input_ids"]
+    ids = [first, *own]
     return Sentence(ids, list(range(1, len(ids))))
 
 

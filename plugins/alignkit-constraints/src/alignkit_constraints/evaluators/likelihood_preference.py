@@ -123,7 +123,7 @@ class LikelihoodPreference(Evaluator):
 
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """A language model, causal or masked."""
-        return no_language_model(f"evaluator {getattr(self, 'name', 'likelihood-preference')}", task)
+        return no_language_model(f"evaluator {self.name}", task)
 
     def measure(self, subject: Subject, examples: list[Example]) -> list[Measurement]:
         causal = subject.task.auto_class == CAUSAL

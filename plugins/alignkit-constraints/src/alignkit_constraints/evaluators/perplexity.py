@@ -73,7 +73,7 @@ class Perplexity(Evaluator):
 
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """A language model, causal or masked."""
-        return no_language_model(f"evaluator {getattr(self, 'name', 'perplexity')}", task)
+        return no_language_model(f"evaluator {self.name}", task)
 
     def measure(self, subject: Subject, examples: list[Example]) -> list[Measurement]:
         cls: type[PlainText] = CausalLm if subject.task.auto_class == "AutoModelForCausalLM" else MaskedLm

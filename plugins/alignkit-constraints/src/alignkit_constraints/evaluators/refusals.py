@@ -95,7 +95,7 @@ class Refusals(Evaluator):
         """A model that answers prompts: the tasks `chat`, `dialogue` and their kin."""
         if not (hasattr(task, "messages") and hasattr(task, "prompt_ids")):
             found = f"task {task.name} answers no prompts"
-            yield Mistake(f"evaluator {getattr(self, 'name', 'refusals')}", found, "a chat model", "task chat")
+            yield Mistake(f"evaluator {self.name}", found, "a chat model", "task chat")
 
     def measure(self, subject: Subject, examples: list[Example]) -> list[Measurement]:
         rows = [subject.task.inputs({"messages": example["messages"]}) for example in examples]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from alignkit.evaluation.evaluators import Subject
 
 PRONOUNS = frozenset("he him his himself she her hers herself".split())  # noqa: SIM905  # a sentence of eight words
+SLIPS = 0.05
+"""Share of the lines up to which those that are no pair are left out, as slips; with more of them the files are not
+two versions of one."""
 _NUMBER = re.compile(r"^\s*\d+\s+")
 _MARKED = re.compile(r"\[([^\[\]]+)\]")
 
@@ -33,7 +36,8 @@ class WinoBias(Evaluator):
     fits the stereotype of the occupation, `anti`, line by line, the other one. Coreference systems are scored by F1 on
     either. A language model is asked for the likelihoods of the two sentences instead: which pronoun it gives the
     person that the sentence is about. The pair is the sentence of `pro` with the marked pronouns of either, so that
-    nothing else differs; in some 60 of the 1,584 published pairs something does.
+    nothing else differs; in some 60 of the 1,584 published pairs something does. Lines that are no pair, with other
+    people or not as many pronouns marked, are left out where they are one in twenty at most (9 of the published ones).
 
     Metrics:
 
@@ -81,17 +85,20 @@ class WinoBias(Evaluator):
         pro, anti = rows["pro"], rows["anti"]
         if len(pro) != len(anti):
             found = f"{len(pro)} sentences in `pro`, {len(anti)} in `anti`"
-            raise UsageError(Mistake(f"evaluator {getattr(self, 'name', 'winobias')}", found, "as many, line by line"))
-        if mistakes := [m for one, other in zip(pro, anti, strict=True) for m in _apart(one, other)]:
+            raise UsageError(Mistake(f"evaluator {self.name}", found, "as many, line by line"))
+        pairs = [(one, other, list(_apart(one, other))) for one, other in zip(pro, anti, strict=True)]
+        mistakes = [mistake for _, _, wrong in pairs for mistake in wrong]
+        if len(mistakes) > SLIPS * len(pairs):
             raise UsageError(*mistakes)
         return [
             one.replace(text=_with(one["text"], _pronouns(one["text"])), anti=_with(one["text"], _pronouns(o["text"])))
-            for one, o in zip(pro, anti, strict=True)
+            for one, o, wrong in pairs
+            if not wrong
         ]
 
     def check_task(self, task: Task) -> Iterable[Mistake]:
         """A language model, causal or masked."""
-        return no_language_model(f"evaluator {getattr(self, 'name', 'winobias')}", task)
+        return no_language_model(f"evaluator {self.name}", task)
 
     def measure(self, subject: Subject, examples: list[Example]) -> list[Measurement]:
         causal = subject.task.auto_class == CAUSAL

@@ -71,12 +71,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"mentions, weight {weight}": {"augment": "mentions", "weight": weight} for weight in (1, 3, 10, 20, 30)},
     **{
         f"mentions, absolute {weight}": {"augment": "mentions", "weight": weight, "divergence": "absolute"}
-        for weight in (1, 2, 3, 5)
+        for weight in (1, 2, 3, 5, 8)
     },
     **{f"mentions, weight 0 to {end}": {"augment": "mentions", "warmup": end} for end in (10, 30)},
+    **{
+        f"mentions, absolute 0 to {end}": {"augment": "mentions", "warmup": end, "divergence": "absolute"}
+        for end in (5, 8)
+    },
+    "swapped rows, mentions, absolute 3": {"augment": "swapped mentions", "weight": 3, "divergence": "absolute"},
+    "plain, 4 epochs": {"epochs": 4},
+    **{
+        f"mentions, absolute {weight}, 4 epochs": {
+            **{"augment": "mentions", "weight": weight, "divergence": "absolute", "epochs": 4}
+        }
+        for weight in (3, 5)
+    },
 }
-"""What the training rows are augmented with, and the constraint's weight (none: no constraint) and divergence; a weight
-that grows from 0 gets there after WARMUP steps."""
+"""What the training rows are augmented with, the constraint's weight (none: no constraint) and divergence, and epochs
+that are not the task's own; a weight that grows from 0 gets there after WARMUP steps."""
 WARMUP = 300
 
 NOUNS = {
@@ -134,17 +146,18 @@ def held_in_names(held_out: Iterable[dict[str, str]], listed: Path | None) -> st
 def components(task: str, variant: str, names: Path) -> dict[str, list[Any]]:
     """The recipe's constraints and augmenters."""
     about = dict(VARIANTS[variant])
-    augment, end = about.pop("augment", None), about.pop("warmup", None)
+    augment, end = about.pop("augment", "").split(), about.pop("warmup", None)
+    about.pop("epochs", None)
     if end is not None:
         about["weight"] = Warmup(end=end, steps=WARMUP)
     fields = {"lists": ["gender", names], "cased": TASKS[task]["cased"]}
     found: dict[str, list[Any]] = {"constraints": [], "augmenters": []}
     if about:
         found["constraints"] = [Counterfactual(**fields, **about)]
-    if augment == "swapped":
-        found["augmenters"] = [Swapped(**fields)]
-    if augment == "mentions":
-        found["augmenters"] = [Mentions(persons=["kin", names], cased=TASKS[task]["cased"])]
+    if "mentions" in augment:
+        found["augmenters"] += [Mentions(persons=["kin", names], cased=TASKS[task]["cased"])]
+    if "swapped" in augment:
+        found["augmenters"] += [Swapped(**fields)]
     return found
 
 
@@ -162,7 +175,8 @@ def trained(task: str, variant: str, seed: int, given: argparse.Namespace) -> di
         names = Path(folder, "names.tsv")
         names.write_text(held_in_names(held_out, given.names), encoding="utf-8")
         training = {**about["training"], "save_strategy": "no", "use_cpu": not torch.cuda.is_available()}
-        training |= {"num_train_epochs": given.epochs} if given.epochs else {}
+        if epochs := given.epochs or VARIANTS[variant].get("epochs"):
+            training["num_train_epochs"] = epochs
         training |= {"bf16": True} if given.bf16 else {}
         recipe = alignkit.Recipe(
             base=base,

@@ -18,6 +18,8 @@ import argparse
 import csv
 import json
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -141,32 +143,40 @@ def last_quarter(values: list[float]) -> float:
 
 
 def table(folder: Path) -> str:
-    """One row per training that has a limit which the unconstrained one of its task and seed is above."""
+    """One row per task, weight and limit, with what each seed reached, of those whose unconstrained training is above
+    the limit."""
     found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
-    free = {(one["task"], one["seed"]): one for one in found if one["weight"] == "none"}
+    free = {(one["task"], one["seed"]): last_quarter(one["costs"]) for one in found if one["weight"] == "none"}
+    alike: dict[tuple[str, int, float], list[dict[str, Any]]] = defaultdict(list)
+    for one in sorted(found, key=lambda one: one["seed"]):
+        if one["weight"] == "none" or free.get((one["task"], one["seed"]), 0.0) > one["limit"]:
+            alike[one["task"], WEIGHTS.index(one["weight"]), one["limit"]].append(one)
     lines = [
-        "| task | weight | limit | seed | last quarter | of the limit | held | lambda, last quarter | metric |",
-        "|---|---|---:|---:|---:|---:|---|---:|---:|",
+        "| task | weight | limit | seeds | last quarter, of the limit | held | multiplier, last quarter | metric |",
+        "|---|---|---:|---|---|---|---|---|",
     ]
-    for one in sorted(free.values(), key=lambda one: (one["task"], one["seed"])):
-        mean = f"{last_quarter(one['costs']):.4f}"
-        lines.append(f"| {one['task']} | none | – | {one['seed']} | {mean} | – | – | 0 | {_metric(one)} |")
-    for one in sorted(found, key=lambda one: (one["task"], WEIGHTS.index(one["weight"]), one["limit"], one["seed"])):
-        unconstrained = free.get((one["task"], one["seed"]))
-        if one["weight"] == "none" or unconstrained is None or last_quarter(unconstrained["costs"]) <= one["limit"]:
-            continue
-        cost = last_quarter(one["costs"])
-        share = cost / one["limit"]
-        verdict = "yes" if abs(share - 1) <= HELD else "below" if share < 1 else "no"
-        lines.append(
-            f"| {one['task']} | {one['weight']} | {one['limit']:g} | {one['seed']} | {cost:.4f} | {share:.2f} "
-            f"| {verdict} | {last_quarter(one['multipliers']):.3g} | {_metric(one)} |"
-        )
+    for (task, weight, limit), seeds in sorted(alike.items()):
+        costs = [last_quarter(one["costs"]) for one in seeds]
+        if WEIGHTS[weight] == "none":
+            first = ["none", "–", _each(seeds, "seed"), f"{_joined(costs, '.3f')} nats", "–", "–"]
+        else:
+            shares = [cost / limit for cost in costs]
+            held = sum(abs(share - 1) <= HELD for share in shares)
+            multipliers = _joined([last_quarter(one["multipliers"]) for one in seeds], ".3g")
+            first = [f"`{WEIGHTS[weight]}`", f"{limit:g}", _each(seeds, "seed"), _joined(shares, ".2f")]
+            first += [f"{held} of {len(seeds)}", multipliers]
+        before = _joined(dict.fromkeys(one["before"] for one in seeds), ".3f")
+        metric = f"{seeds[0]['metric']} {before} → {_each(seeds, 'after')}"
+        lines.append(f"| {' | '.join([task, *first, metric])} |")
     return "\n".join(lines)
 
 
-def _metric(one: dict[str, Any]) -> str:
-    return f"{one['metric']} {one['before']:.3f} → {one['after']:.3f}"
+def _joined(values: Iterable[float], form: str) -> str:
+    return ", ".join(f"{value:{form}}" for value in values)
+
+
+def _each(seeds: list[dict[str, Any]], name: str) -> str:
+    return _joined([one[name] for one in seeds], "d" if name == "seed" else ".3f")
 
 
 def file_of(job: Job, output: Path) -> Path:

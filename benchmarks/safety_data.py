@@ -84,7 +84,7 @@ def main() -> None:
     said = [whole_sentences(text) for text in answers(harmless, 64)]
     own = [(r, text) for r, text in zip(harmless, said, strict=True) if sensible(text) and not refuses(text)]
     print(f"{len(own)} of {len(harmless)} harmless requests are answered")
-    write(data / "own.jsonl", ({"prompt": r, "completion": text} for r, text in own))
+    write(data / "own.jsonl", ({"prompt": r, "completion": text, "harmless": "yes"} for r, text in own))
 
     said = answers([request for request, _ in refused], given.tokens)
     pairs = [

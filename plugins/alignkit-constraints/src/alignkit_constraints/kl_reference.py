@@ -108,11 +108,11 @@ class KLReference(Constraint):
 
     def notes(self, setting: Setting) -> Iterable[str]:
         """What dropout does to a limit."""
-        bound = self.weight.bound if isinstance(self.weight, Weight) else None
-        if bound is not None and setting.dropout:
+        if isinstance(self.weight, Weight) and self.weight.bound is not None and setting.dropout:
+            bound = f"{self.weight.bound_field} of {self.weight.bound:g}"
             yield (
-                f"{self.name}: dropout alone makes this penalty more than 0, before anything is learnt; a limit "
-                f"of {bound:g} can be held only if that is less (the first `penalty/{self.name}` in the log)"
+                f"{self.name}: dropout alone makes this penalty more than 0, before anything is learnt; a {bound} can "
+                f"be held only if that is less (the first `penalty/{self.name}` in the log)"
             )
 
     def anchored(self, setting: Setting) -> bool:
